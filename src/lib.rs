@@ -1,0 +1,8 @@
+//! A GPT trainer and runtime written from scratch: tensors, tape, ops, model, tokenizer, data, training and inference.
+//!
+//! The modules are declared in reading order: each may use those above it, never those below.
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod tokenizer;
