@@ -2,7 +2,12 @@
 //!
 //! The modules are declared in reading order: each may use those above it, never those below.
 
-pub mod cli;
-pub mod data;
 pub mod error;
+pub mod tensor;
+pub mod device;
+pub mod ops;
+pub mod tape;
+pub mod model;
 pub mod tokenizer;
+pub mod data;
+pub mod cli;

@@ -1,0 +1,51 @@
+//! Where memory and work live. Ops ask their tensors for the device and run there; nothing above asks which one it is.
+
+pub mod cpu;
+
+use std::fmt;
+
+/// The device that a run computes on. The GPU drivers join here; every op holds one `match` on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Device {
+    /// This machine's processor: vectorised by run-time detection, threaded by rayon.
+    #[default]
+    Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// Bytes of memory of the machine: `(available now, total)`; a container's limit counts. `u64::MAX` where the
+/// system does not tell.
+pub fn host_memory_bytes() -> (u64, u64) {
+    let Ok(mut system) = sysinfo::System::new() else { return (u64::MAX, u64::MAX) };
+    system.refresh_memory();
+    match system.cgroup_limits() {
+        Some(limits) if limits.total_memory > 0 && limits.total_memory < system.total_memory() => {
+            (limits.free_memory.min(system.available_memory()), limits.total_memory)
+        }
+        _ => (system.available_memory(), system.total_memory()),
+    }
+}
+
+/// Most bytes of memory this process ever held (`VmHWM`), 0 where the system does not tell.
+pub fn peak_memory_bytes() -> u64 {
+    status_bytes("VmHWM:")
+}
+
+/// Bytes of memory this process holds now (`VmRSS`), 0 where the system does not tell.
+pub fn resident_memory_bytes() -> u64 {
+    status_bytes("VmRSS:")
+}
+
+fn status_bytes(field: &str) -> u64 {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -1,0 +1,134 @@
+//! One block: attention and SwiGLU, each behind a norm, each added to the stream.
+//!
+//! `a = h + Wo attention(rope(qn(Wq n(h))), rope(kn(Wk n(h))), Wv n(h))`, `h' = a + Wd (silu(Wg n(a)) * (Wu n(a)))`.
+//! The last addition is left pending, so that the next norm can be fused with it.
+
+use super::{KvCache, ModelConfig};
+use crate::ops::attention::{self, Mask};
+use crate::ops::rope::Table;
+use crate::tape::{QkNormParams, Tape, Var};
+use crate::tensor::{Layout, ParamId, Role, Span};
+
+/// The parameters of a block.
+#[derive(Clone, Debug)]
+pub struct Block {
+    layer: usize,
+    attention_gain: ParamId,
+    qkv: Span,
+    qk_norm: Option<QkNormParams>,
+    output: ParamId,
+    mlp_gain: ParamId,
+    gate_up: Span,
+    down: ParamId,
+}
+
+/// The residual stream: a value, and what is still to be added to it.
+pub struct Stream {
+    residual: Var,
+    delta: Option<Var>,
+}
+
+impl Stream {
+    /// A stream with nothing pending.
+    pub fn new(h: Var) -> Stream {
+        Stream { residual: h, delta: None }
+    }
+
+    /// The stream as one value.
+    pub fn settle(self, tape: &mut Tape) -> Var {
+        match self.delta {
+            Some(delta) => tape.add(delta, &self.residual),
+            None => self.residual,
+        }
+    }
+
+    /// The settled stream and its norm.
+    pub fn norm(self, tape: &mut Tape, gain: ParamId, eps: f64) -> (Var, Var) {
+        match self.delta {
+            Some(delta) => tape.add_rmsnorm(&self.residual, delta, gain, eps),
+            None => {
+                let y = tape.rmsnorm(&self.residual, gain, eps);
+                (self.residual, y)
+            }
+        }
+    }
+}
+
+impl Block {
+    /// Adds the parameters of block `layer` to `layout`, in Hugging Face's names. q, k, v and gate, up lie behind each
+    /// other, so that one product serves them.
+    pub fn new(layout: &mut Layout, config: &ModelConfig, layer: usize) -> Block {
+        let (c, d, f) = (config.width, config.head_dim, config.ffn_width);
+        let (q_rows, kv_rows) = (config.heads * d, config.kv_heads * d);
+        let mut matrix = |name: &str, rows: usize, cols: usize| {
+            layout.push(format!("model.layers.{layer}.{name}.weight"), [rows, cols], Role::Matrix)
+        };
+        let q = matrix("self_attn.q_proj", q_rows, c);
+        matrix("self_attn.k_proj", kv_rows, c);
+        matrix("self_attn.v_proj", kv_rows, c);
+        let output = matrix("self_attn.o_proj", c, q_rows);
+        let gate = matrix("mlp.gate_proj", f, c);
+        matrix("mlp.up_proj", f, c);
+        let down = matrix("mlp.down_proj", c, f);
+        let mut gain =
+            |name: &str, elems: usize| layout.push(format!("model.layers.{layer}.{name}.weight"), [elems], Role::Gain);
+        let attention_gain = gain("input_layernorm", c);
+        let mlp_gain = gain("post_attention_layernorm", c);
+        let qk_norm = config.qk_norm.then(|| QkNormParams {
+            q_gain: gain("self_attn.q_norm", d),
+            k_gain: gain("self_attn.k_norm", d),
+            eps: config.norm_eps,
+        });
+        let (qkv, gate_up) = (Span { first: q, count: 3 }, Span { first: gate, count: 2 });
+        Block { layer, attention_gain, qkv, qk_norm, output, mlp_gain, gate_up, down }
+    }
+
+    /// Runs over rows of `t` tokens, or over the next `t` tokens of a cached sequence.
+    pub fn forward(
+        &self,
+        tape: &mut Tape,
+        config: &ModelConfig,
+        table: &Table,
+        stream: Stream,
+        t: usize,
+        context: Context,
+    ) -> Stream {
+        let (heads, window) = (config.attention_heads(), config.window_of(self.layer));
+        let (h, x) = stream.norm(tape, self.attention_gain, config.norm_eps);
+        let qkv = tape.linear(&x, self.qkv);
+        drop(x);
+        let attended = match context {
+            Context::Rows { doc_start } => {
+                let qkv = tape.rope(qkv, heads, t, 0, table, self.qk_norm);
+                tape.attention(qkv, heads, t, Mask { window, doc_start })
+            }
+            Context::Cached(cache) => {
+                let qkv = tape.rope(qkv, heads, t, cache.len(), table, self.qk_norm);
+                let arena = tape.arena();
+                let (s_len, dtype) = (cache.len() + t, qkv.value().dtype());
+                let (q, k, v) = cache.append(arena, config, self.layer, qkv.value());
+                let out = attention::forward_cached(arena, &q, k, v, heads, s_len, window);
+                tape.input(out.cast(arena, dtype))
+            }
+        };
+        let delta = tape.linear(&attended, self.output);
+        drop(attended);
+        let (h, x) = Stream { residual: h, delta: Some(delta) }.norm(tape, self.mlp_gain, config.norm_eps);
+        let gate_up = tape.linear(&x, self.gate_up);
+        drop(x);
+        let hidden = tape.swiglu(gate_up);
+        let delta = tape.linear(&hidden, self.down);
+        Stream { residual: h, delta: Some(delta) }
+    }
+}
+
+/// What attention looks back on.
+pub enum Context<'a> {
+    /// Whole rows, from their beginning.
+    Rows {
+        /// `[B T]`: where in its row each token's document begins; none without a document mask.
+        doc_start: Option<std::sync::Arc<[u32]>>,
+    },
+    /// A sequence whose past is cached.
+    Cached(&'a mut KvCache),
+}

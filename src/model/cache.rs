@@ -1,0 +1,78 @@
+//! A plain contiguous key/value cache of one sequence.
+
+use super::ModelConfig;
+use crate::for_float;
+use crate::tensor::{Arena, DType, Tensor};
+
+/// Keys and values of every layer for up to `capacity` tokens, in the accumulator type.
+pub struct KvCache {
+    layers: Vec<Layer>,
+    len: usize,
+    capacity: usize,
+}
+
+struct Layer {
+    /// `[capacity, G D]`, rotated.
+    k: Tensor,
+    /// `[capacity, G D]`.
+    v: Tensor,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(config: &ModelConfig, capacity: usize, dtype: DType) -> KvCache {
+        let row = config.kv_heads * config.head_dim;
+        let buffer = || Tensor::owned([capacity, row], dtype.accumulator());
+        let layers = (0..config.layers).map(|_| Layer { k: buffer(), v: buffer() }).collect();
+        KvCache { layers, len: 0, capacity }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens it can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Counts `t` tokens that every layer has appended.
+    pub(super) fn advance(&mut self, t: usize) {
+        self.len += t;
+    }
+
+    /// Appends the keys and values of `qkv [t, (H + 2G) D]` to a layer, and returns the queries `[t, H D]` with the keys
+    /// and values so far.
+    pub(super) fn append(
+        &mut self,
+        arena: &Arena,
+        config: &ModelConfig,
+        layer: usize,
+        qkv: &Tensor,
+    ) -> (Tensor, &Tensor, &Tensor) {
+        let [t, row] = qkv.shape().rows_cols();
+        let (q_elems, kv_elems) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let len = self.len;
+        assert!(len + t <= self.capacity, "{} tokens in a cache of {}", len + t, self.capacity);
+        let wide = qkv.cast(arena, qkv.dtype().accumulator());
+        let mut q = Tensor::uninit(arena, [t, q_elems], wide.dtype());
+        let Layer { k, v } = &mut self.layers[layer];
+        for_float!(wide.dtype(), F => {
+            let rows = wide.as_slice::<F>().chunks_exact(row);
+            let (q, k, v) = (q.as_mut_slice::<F>(), k.as_mut_slice::<F>(), v.as_mut_slice::<F>());
+            let to = q.chunks_exact_mut(q_elems).zip(k[len * kv_elems..].chunks_exact_mut(kv_elems));
+            for ((row, (q, k)), v) in rows.zip(to).zip(v[len * kv_elems..].chunks_exact_mut(kv_elems)) {
+                q.copy_from_slice(&row[..q_elems]);
+                k.copy_from_slice(&row[q_elems..q_elems + kv_elems]);
+                v.copy_from_slice(&row[q_elems + kv_elems..]);
+            }
+        });
+        (q, k, v)
+    }
+}

@@ -1,0 +1,11 @@
+//! The model: configuration, blocks, the GPT, its parameters' names and initial values. Knows no optimiser, no tokenizer
+//! and no device kind. The equations are in each file's head.
+
+pub mod config;
+pub mod block;
+pub mod cache;
+pub mod gpt;
+
+pub use cache::KvCache;
+pub use config::{ModelConfig, Stages};
+pub use gpt::Gpt;

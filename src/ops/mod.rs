@@ -1,0 +1,17 @@
+//! The ops, one file each: equations, what forward saves, forward, backward, and a plain f64 `reference`.
+//!
+//! An op takes and returns tensors and knows no model and no tape. Row-wise ops compute while loading from the storage
+//! type; ops built on matrix products widen bf16 first. `N` is rows (batch x length), other letters as in
+//! `kernels/README.md`.
+
+pub mod add;
+pub mod attention;
+pub mod embedding;
+pub mod grad_norm;
+pub mod linear;
+pub mod lm_loss;
+pub mod rmsnorm;
+pub mod rope;
+pub mod scale_grad;
+pub mod softcap;
+pub mod swiglu;

@@ -1,0 +1,425 @@
+//! The explicit tape: what was computed, as data, and the walk back over it.
+//!
+//! A [`Node`] names the op, its operands by id and what backward keeps. A value lives as long as somebody holds it: the
+//! model while it still uses it, a node that saved it, nobody else; so activations go back to the arena early, in forward
+//! and, node by node, in backward. Losses are leaves that carry their factor, so [`Tape::backward`] takes no root.
+//! The tape knows ops and parameters; it knows no model.
+
+use crate::ops::rope::{Heads, QkNorm, Table};
+use crate::ops::{add, attention, embedding, linear, lm_loss, rmsnorm, rope, scale_grad, softcap, swiglu};
+use crate::tensor::{Arena, Grads, ParamId, Params, Span, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+/// Which value of the tape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct VarId(u32);
+
+/// A value on the tape. Passing it by value lets the next op reuse its bytes.
+#[derive(Clone, Debug)]
+pub struct Var {
+    id: VarId,
+    value: Tensor,
+}
+
+impl Var {
+    /// The tensor.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+}
+
+/// QK-norm of a block: the gains of queries and keys, in that order in the layout.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNormParams {
+    pub q_gain: ParamId,
+    pub k_gain: ParamId,
+    pub eps: f64,
+}
+
+/// A stretch of a model that is computed again in backward instead of being saved.
+#[derive(Clone)]
+pub struct Segment {
+    /// What it is, for printing.
+    pub label: String,
+    #[allow(clippy::type_complexity)] // a function from value to value on a tape
+    pub run: Arc<dyn Fn(&mut Tape, Var) -> Var + Send + Sync>,
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+/// One recorded op: operands, result, and what backward needs.
+#[derive(Debug)]
+pub enum Node {
+    Embedding { y: VarId, table: ParamId, tokens: Arc<[u32]> },
+    Linear { y: VarId, x: VarId, weight: Span, saved: linear::Saved },
+    RmsNorm { y: VarId, x: VarId, gain: ParamId, saved: rmsnorm::Saved },
+    AddRmsNorm { sum: VarId, y: VarId, residual: VarId, delta: VarId, gain: ParamId, saved: rmsnorm::Saved },
+    Rope { y: VarId, x: VarId, heads: Heads, t: usize, table: Table, norm: Option<QkNormParams>, saved: rope::Saved },
+    Attention { y: VarId, qkv: VarId, heads: Heads, t: usize, saved: attention::Saved },
+    SwiGlu { y: VarId, x: VarId, saved: swiglu::Saved },
+    Add { y: VarId, a: VarId, b: VarId },
+    Softcap { y: VarId, x: VarId, saved: softcap::Saved },
+    ScaleGrad { y: VarId, x: VarId, rho: f64 },
+    Checkpoint { y: VarId, x: VarId, input: Tensor, segment: Segment },
+    LmLoss { x: VarId, dx: Tensor },
+}
+
+/// Records ops and walks back over them. Without gradients to add to, it records nothing.
+pub struct Tape<'a> {
+    arena: &'a Arena,
+    params: &'a Params,
+    grads: Option<&'a mut Grads>,
+    recording: bool,
+    nodes: Vec<Node>,
+    adjoints: Vec<Option<Tensor>>,
+}
+
+impl<'a> Tape<'a> {
+    /// A tape that records; [`Tape::backward`] adds to `grads`.
+    pub fn recording(arena: &'a Arena, params: &'a Params, grads: &'a mut Grads) -> Tape<'a> {
+        Tape { arena, params, grads: Some(grads), recording: true, nodes: Vec::new(), adjoints: Vec::new() }
+    }
+
+    /// A tape that only computes.
+    pub fn inference(arena: &'a Arena, params: &'a Params) -> Tape<'a> {
+        Tape { arena, params, grads: None, recording: false, nodes: Vec::new(), adjoints: Vec::new() }
+    }
+
+    /// Where activations live.
+    pub fn arena(&self) -> &'a Arena {
+        self.arena
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &'a Params {
+        self.params
+    }
+
+    /// What was recorded, oldest first.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    fn var(&mut self, value: Tensor) -> Var {
+        self.adjoints.push(None);
+        Var { id: VarId(self.adjoints.len() as u32 - 1), value }
+    }
+
+    fn record(&mut self, node: impl FnOnce() -> Node) {
+        if self.recording {
+            self.nodes.push(node());
+        }
+    }
+
+    /// A value from outside: it has no gradient to pass on.
+    pub fn input(&mut self, value: Tensor) -> Var {
+        self.var(value)
+    }
+
+    /// Rows of a table: `tokens [N]` -> `[N, C]`.
+    pub fn embedding(&mut self, table: ParamId, tokens: &Arc<[u32]>) -> Var {
+        let y = embedding::forward(self.arena, &self.params.view(table), tokens);
+        let y = self.var(y);
+        self.record(|| Node::Embedding { y: y.id, table, tokens: tokens.clone() });
+        y
+    }
+
+    /// `x W^T`, with several matrices as one where `weight` spans them.
+    pub fn linear(&mut self, x: &Var, weight: impl Into<Span>) -> Var {
+        let weight = weight.into();
+        let y = linear::forward(self.arena, &x.value, &self.params.view(weight));
+        let y = self.var(y);
+        self.record(|| Node::Linear { y: y.id, x: x.id, weight, saved: linear::Saved { x: x.value.clone() } });
+        y
+    }
+
+    /// RMSNorm with gain.
+    pub fn rmsnorm(&mut self, x: &Var, gain: ParamId, eps: f64) -> Var {
+        let (y, saved) = rmsnorm::forward(self.arena, &x.value, &self.params.view(gain), eps);
+        let y = self.var(y);
+        self.record(|| Node::RmsNorm { y: y.id, x: x.id, gain, saved });
+        y
+    }
+
+    /// `residual + delta` and its RMSNorm.
+    pub fn add_rmsnorm(&mut self, residual: &Var, delta: Var, gain: ParamId, eps: f64) -> (Var, Var) {
+        let gain_value = self.params.view(gain);
+        let (sum, y, saved) = rmsnorm::forward_add(self.arena, &residual.value, delta.value, &gain_value, eps);
+        let (sum, y) = (self.var(sum), self.var(y));
+        let (residual, delta) = (residual.id, delta.id);
+        self.record(|| Node::AddRmsNorm { sum: sum.id, y: y.id, residual, delta, gain, saved });
+        (sum, y)
+    }
+
+    /// QK-norm and rotation of packed rows; row `n` is at position `start + n % t`.
+    pub fn rope(
+        &mut self,
+        x: Var,
+        heads: Heads,
+        t: usize,
+        start: usize,
+        table: &Table,
+        norm: Option<QkNormParams>,
+    ) -> Var {
+        let gains = norm.map(|n| (self.params.view(n.q_gain), self.params.view(n.k_gain), n.eps));
+        let qk_norm = gains.as_ref().map(|(q_gain, k_gain, eps)| QkNorm { q_gain, k_gain, eps: *eps });
+        let (y, saved) = rope::forward(self.arena, x.value, heads, t, start, table, qk_norm);
+        let y = self.var(y);
+        assert!(!self.recording || start == 0, "recorded rows start at position 0");
+        self.record(|| Node::Rope { y: y.id, x: x.id, heads, t, table: table.clone(), norm, saved });
+        y
+    }
+
+    /// Attention over packed, rotated rows of `t` tokens.
+    pub fn attention(&mut self, qkv: Var, heads: Heads, t: usize, mask: attention::Mask) -> Var {
+        let (y, saved) = attention::forward(self.arena, &qkv.value, heads, t, mask);
+        let y = self.var(y);
+        self.record(|| Node::Attention { y: y.id, qkv: qkv.id, heads, t, saved });
+        y
+    }
+
+    /// SwiGLU over rows of gate and up.
+    pub fn swiglu(&mut self, x: Var) -> Var {
+        let y = swiglu::forward(self.arena, &x.value);
+        let y = self.var(y);
+        self.record(|| Node::SwiGlu { y: y.id, x: x.id, saved: swiglu::Saved { gate_up: x.value } });
+        y
+    }
+
+    /// `a + b`.
+    pub fn add(&mut self, a: Var, b: &Var) -> Var {
+        let y = add::forward(self.arena, a.value, &b.value);
+        let y = self.var(y);
+        self.record(|| Node::Add { y: y.id, a: a.id, b: b.id });
+        y
+    }
+
+    /// `cap * tanh(x / cap)`.
+    pub fn softcap(&mut self, x: Var, cap: f64) -> Var {
+        let y = softcap::forward(self.arena, x.value, cap);
+        let y = self.var(y);
+        self.record(|| Node::Softcap { y: y.id, x: x.id, saved: softcap::Saved { y: y.value.clone(), cap } });
+        y
+    }
+
+    /// The same value, its gradient scaled by `rho`.
+    pub fn scale_grad(&mut self, x: &Var, rho: f64) -> Var {
+        let y = self.var(scale_grad::forward(&x.value));
+        self.record(|| Node::ScaleGrad { y: y.id, x: x.id, rho });
+        y
+    }
+
+    /// Runs `segment` without saving anything inside it; backward runs it again.
+    pub fn checkpoint(&mut self, x: Var, segment: Segment) -> Var {
+        if !self.recording {
+            return (segment.run)(self, x);
+        }
+        self.recording = false;
+        let inside = self.var(x.value.clone());
+        let y = (segment.run)(self, inside);
+        self.recording = true;
+        let y = self.var(y.value);
+        self.record(|| Node::Checkpoint { y: y.id, x: x.id, input: x.value, segment });
+        y
+    }
+
+    /// Cross-entropy of the logits `cap(x W^T)`: losses `[N]` in nats. Each row enters the total loss by the factor
+    /// `grad_scale`; the gradient of `weight` is added at once.
+    pub fn lm_loss(
+        &mut self,
+        x: &Var,
+        weight: ParamId,
+        targets: &[u32],
+        softcap: Option<f64>,
+        grad_scale: f64,
+    ) -> Tensor {
+        let gradients = match &mut self.grads {
+            Some(grads) if self.recording => {
+                Some(lm_loss::Gradients { scale: grad_scale, dweight: grads.view_mut(weight) })
+            }
+            _ => None,
+        };
+        let head = self.params.view(weight);
+        let (losses, dx) = lm_loss::forward(self.arena, &x.value, &head, targets, softcap, gradients);
+        if let Some(dx) = dx {
+            self.record(|| Node::LmLoss { x: x.id, dx });
+        }
+        losses
+    }
+
+    /// Adds `gradient` to the gradient of `x` from outside the tape, before [`Tape::backward`].
+    pub fn seed(&mut self, x: &Var, gradient: Tensor) {
+        self.accumulate(x.id, gradient);
+    }
+
+    /// The gradient that has arrived at `x`, after [`Tape::backward`] (a value from [`Tape::input`] keeps its own).
+    pub fn take_gradient(&mut self, x: &Var) -> Option<Tensor> {
+        self.take(x.id)
+    }
+
+    /// Walks back over everything recorded, adding to the gradients of the parameters; the tape is empty afterwards.
+    pub fn backward(&mut self) {
+        self.backward_to(0);
+    }
+
+    fn backward_to(&mut self, len: usize) {
+        while self.nodes.len() > len {
+            let node = self.nodes.pop().expect("longer than len");
+            self.backward_node(node);
+        }
+    }
+
+    fn take(&mut self, id: VarId) -> Option<Tensor> {
+        self.adjoints[id.0 as usize].take()
+    }
+
+    fn accumulate(&mut self, id: VarId, gradient: Tensor) {
+        let sum = match self.take(id) {
+            Some(before) => add::forward(self.arena, before, &gradient),
+            None => gradient,
+        };
+        self.adjoints[id.0 as usize] = Some(sum);
+    }
+
+    /// Dispatches to the op's backward. A value that nothing read has no gradient, and its node is skipped.
+    fn backward_node(&mut self, node: Node) {
+        let (arena, params) = (self.arena, self.params);
+        match node {
+            Node::Embedding { y, table, tokens } => {
+                if let Some(dy) = self.take(y) {
+                    embedding::backward(&mut self.grads().view_mut(table), &dy, &tokens);
+                }
+            }
+            Node::Linear { y, x, weight, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let value = params.view(weight);
+                    let dx = linear::backward(arena, &mut self.grads().view_mut(weight), &dy, &value, &saved);
+                    self.accumulate(x, dx);
+                }
+            }
+            Node::RmsNorm { y, x, gain, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let (value, own) = (params.view(gain), self.take(x));
+                    let dx = rmsnorm::backward(arena, &mut self.grads().view_mut(gain), &dy, own, &value, &saved);
+                    self.accumulate(x, dx);
+                }
+            }
+            Node::AddRmsNorm { sum, y, residual, delta, gain, saved } => {
+                let dsum = self.take(sum);
+                let dx = match self.take(y) {
+                    Some(dy) => {
+                        let (value, mut dgain) = (params.view(gain), self.grads().view_mut(gain));
+                        rmsnorm::backward(arena, &mut dgain, &dy, dsum, &value, &saved)
+                    }
+                    None => match dsum {
+                        Some(dsum) => dsum,
+                        None => return,
+                    },
+                };
+                drop(saved);
+                self.accumulate(delta, dx.clone());
+                self.accumulate(residual, dx);
+            }
+            Node::Rope { y, x, heads, t, table, norm, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let gains = norm.map(|n| (params.view(n.q_gain), params.view(n.k_gain), n));
+                    let norm = gains.as_ref().map(|(q_gain, k_gain, n)| {
+                        (QkNorm { q_gain, k_gain, eps: n.eps }, self.grads().pair_mut(n.q_gain, n.k_gain))
+                    });
+                    let dx = rope::backward(arena, dy, heads, t, &table, norm, &saved);
+                    self.accumulate(x, dx);
+                }
+            }
+            Node::Attention { y, qkv, heads, t, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let dqkv = attention::backward(arena, &dy, heads, t, &saved);
+                    self.accumulate(qkv, dqkv);
+                }
+            }
+            Node::SwiGlu { y, x, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let dx = swiglu::backward(arena, &dy, &saved);
+                    self.accumulate(x, dx);
+                }
+            }
+            Node::Add { y, a, b } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(a, dy.clone());
+                    self.accumulate(b, dy);
+                }
+            }
+            Node::Softcap { y, x, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let dx = softcap::backward(arena, dy, &saved);
+                    self.accumulate(x, dx);
+                }
+            }
+            Node::ScaleGrad { y, x, rho } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, scale_grad::backward(arena, dy, rho));
+                }
+            }
+            Node::Checkpoint { y, x, input, segment } => {
+                if let Some(dy) = self.take(y) {
+                    let (start, inside) = (self.nodes.len(), self.var(input));
+                    let inside_id = inside.id;
+                    let again = (segment.run)(self, inside);
+                    self.accumulate(again.id, dy);
+                    drop(again);
+                    self.backward_to(start);
+                    if let Some(dx) = self.take(inside_id) {
+                        self.accumulate(x, dx);
+                    }
+                }
+            }
+            Node::LmLoss { x, dx } => self.accumulate(x, dx),
+        }
+    }
+
+    fn grads(&mut self) -> &mut Grads {
+        self.grads.as_mut().expect("only a recording tape has nodes")
+    }
+}
+
+impl fmt::Display for Tape<'_> {
+    /// A line per node: `%3 = linear %2 model.layers.0.mlp.down_proj.weight`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |id: ParamId| &self.params.layout().entry(id).name;
+        let span = |s: Span| match s.count {
+            1 => name(s.first).to_string(),
+            n => format!("{} (+{})", name(s.first), n - 1),
+        };
+        for node in &self.nodes {
+            match node {
+                Node::Embedding { y, table, .. } => writeln!(f, "{y} = embedding {}", name(*table)),
+                Node::Linear { y, x, weight, .. } => writeln!(f, "{y} = linear {x} {}", span(*weight)),
+                Node::RmsNorm { y, x, gain, .. } => writeln!(f, "{y} = rmsnorm {x} {}", name(*gain)),
+                Node::AddRmsNorm { sum, y, residual, delta, gain, .. } => {
+                    writeln!(f, "{sum}, {y} = add_rmsnorm {residual} {delta} {}", name(*gain))
+                }
+                Node::Rope { y, x, norm, .. } => {
+                    writeln!(f, "{y} = rope {x}{}", norm.map_or(String::new(), |n| format!(" {}", name(n.q_gain))))
+                }
+                Node::Attention { y, qkv, .. } => writeln!(f, "{y} = attention {qkv}"),
+                Node::SwiGlu { y, x, .. } => writeln!(f, "{y} = swiglu {x}"),
+                Node::Add { y, a, b } => writeln!(f, "{y} = add {a} {b}"),
+                Node::Softcap { y, x, saved } => writeln!(f, "{y} = softcap {x} {}", saved.cap),
+                Node::ScaleGrad { y, x, rho } => writeln!(f, "{y} = scale_grad {x} {rho}"),
+                Node::Checkpoint { y, x, segment, .. } => writeln!(f, "{y} = checkpoint {x} {segment:?}"),
+                Node::LmLoss { x, .. } => writeln!(f, "lm_loss {x}"),
+            }?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for VarId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}", self.0)
+    }
+}

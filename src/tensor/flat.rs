@@ -1,0 +1,206 @@
+//! Flat buffers with named ranges: all parameters in one allocation, their gradients in a second, moments in others.
+//!
+//! One allocation each makes a fused optimiser pass, one all-reduce and sharding by range possible. A [`Layout`] says
+//! what lies where; [`Params`] and [`Grads`] are the buffers.
+
+use super::{DType, Shape, Tensor, TensorMut};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Which parameter: an index into a [`Layout`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ParamId(pub u32);
+
+/// What kind of parameter: optimisers choose learning rate, decay and method by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Token table.
+    Embedding,
+    /// Output projection to the vocabulary.
+    Head,
+    /// Weight matrix of a block.
+    Matrix,
+    /// Norm gain or other vector.
+    Gain,
+}
+
+/// One named range.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Name in Hugging Face's spelling.
+    pub name: String,
+    pub shape: Shape,
+    pub offset_elems: usize,
+    pub role: Role,
+}
+
+impl Entry {
+    /// Its elements in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.offset_elems..self.offset_elems + self.shape.elems()
+    }
+}
+
+/// What lies where in the flat buffers.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    elems: usize,
+}
+
+impl Layout {
+    /// Appends a parameter.
+    pub fn push(&mut self, name: impl Into<String>, shape: impl Into<Shape>, role: Role) -> ParamId {
+        let entry = Entry { name: name.into(), shape: shape.into(), offset_elems: self.elems, role };
+        self.elems += entry.shape.elems();
+        self.entries.push(entry);
+        ParamId(self.entries.len() as u32 - 1)
+    }
+
+    /// All entries in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// One entry.
+    pub fn entry(&self, id: ParamId) -> &Entry {
+        &self.entries[id.0 as usize]
+    }
+
+    /// Elements in all.
+    pub fn elems(&self) -> usize {
+        self.elems
+    }
+
+    /// Offset and shape of a span: matrices of equal width that lie behind each other read as one with all their rows.
+    fn span(&self, span: Span) -> (usize, Shape) {
+        let first = self.entry(span.first);
+        if span.count == 1 {
+            return (first.offset_elems, first.shape);
+        }
+        let [_, cols] = first.shape.dims();
+        let entries = &self.entries[span.first.0 as usize..][..span.count as usize];
+        let rows = entries.iter().map(|entry| {
+            let [rows, entry_cols] = entry.shape.dims();
+            assert_eq!(entry_cols, cols, "{} joins matrices of another width", entry.name);
+            rows
+        });
+        (first.offset_elems, Shape::from([rows.sum::<usize>(), cols]))
+    }
+}
+
+/// One parameter, or several matrices of equal width in a row that are used as one (q, k, v; gate, up).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    pub first: ParamId,
+    pub count: u32,
+}
+
+impl From<ParamId> for Span {
+    fn from(first: ParamId) -> Span {
+        Span { first, count: 1 }
+    }
+}
+
+/// The parameters: master values (f32 or f64) and, where they are stored narrower for computing, a rounded copy.
+#[derive(Clone)]
+pub struct Params {
+    layout: Arc<Layout>,
+    master: Tensor,
+    rounded: Option<Tensor>,
+}
+
+impl Params {
+    /// All zeros; computing uses `dtype`.
+    pub fn zeros(layout: Arc<Layout>, dtype: DType) -> Params {
+        let master = Tensor::owned([layout.elems()], dtype.accumulator());
+        let rounded = (dtype != dtype.accumulator()).then(|| Tensor::owned([layout.elems()], dtype));
+        Params { layout, master, rounded }
+    }
+
+    /// What lies where.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// The storage type that ops see.
+    pub fn dtype(&self) -> DType {
+        self.rounded.as_ref().unwrap_or(&self.master).dtype()
+    }
+
+    /// A parameter, or several as one, in the type that ops compute with.
+    pub fn view(&self, span: impl Into<Span>) -> Tensor {
+        let (offset, shape) = self.layout.span(span.into());
+        self.rounded.as_ref().unwrap_or(&self.master).view(offset, shape)
+    }
+
+    /// The master values, flat.
+    pub fn master(&self) -> &Tensor {
+        &self.master
+    }
+
+    /// The master values, to write; [`Params::round`] must follow before the next forward.
+    pub fn master_mut(&mut self) -> &mut Tensor {
+        &mut self.master
+    }
+
+    /// The master values of one parameter, to write.
+    pub fn master_entry_mut(&mut self, id: ParamId) -> TensorMut<'_> {
+        let (offset, shape) = self.layout.span(id.into());
+        self.master.view_mut(offset, shape)
+    }
+
+    /// Brings the rounded copy up to date with the master values.
+    pub fn round(&mut self) {
+        if let Some(rounded) = &mut self.rounded {
+            crate::device::cpu::convert(rounded.as_mut_slice::<half::bf16>(), self.master.as_slice::<f32>());
+        }
+    }
+}
+
+/// The gradients of all parameters, flat, in the accumulator type.
+pub struct Grads {
+    layout: Arc<Layout>,
+    flat: Tensor,
+}
+
+impl Grads {
+    /// Zero gradients for parameters that are computed with in `dtype`.
+    pub fn zeros(layout: Arc<Layout>, dtype: DType) -> Grads {
+        let flat = Tensor::owned([layout.elems()], dtype.accumulator());
+        Grads { layout, flat }
+    }
+
+    /// The flat buffer.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The flat buffer, to write.
+    pub fn flat_mut(&mut self) -> &mut Tensor {
+        &mut self.flat
+    }
+
+    /// Sets all to zero.
+    pub fn clear(&mut self) {
+        use rayon::prelude::*;
+        self.flat.as_bytes_mut().par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(0));
+    }
+
+    /// The gradient of a parameter, or of several as one, to add to.
+    pub fn view_mut(&mut self, span: impl Into<Span>) -> TensorMut<'_> {
+        let (offset, shape) = self.layout.span(span.into());
+        self.flat.view_mut(offset, shape)
+    }
+
+    /// The gradients of two parameters, `first` lying before `second`.
+    pub fn pair_mut(&mut self, first: ParamId, second: ParamId) -> [TensorMut<'_>; 2] {
+        self.flat.view_mut_pair(self.layout.span(first.into()), self.layout.span(second.into()))
+    }
+
+    /// The gradient of one parameter.
+    pub fn view(&self, id: ParamId) -> Tensor {
+        let (offset, shape) = self.layout.span(id.into());
+        self.flat.view(offset, shape)
+    }
+}

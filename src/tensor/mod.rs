@@ -1,0 +1,16 @@
+//! Tensors: element types, shapes, contiguous storage, the step arena and counter-based random numbers. Knows no op and no tape.
+
+pub mod arena;
+pub mod dtype;
+pub mod flat;
+pub mod random;
+pub mod shape;
+mod storage;
+#[allow(clippy::module_inception)] // `tensor::tensor` holds the type, as `shape::Shape` holds its own
+mod tensor;
+
+pub use arena::{Arena, ArenaStats};
+pub use dtype::{DType, Elem, Float};
+pub use flat::{Grads, Layout, ParamId, Params, Role, Span};
+pub use shape::Shape;
+pub use tensor::{Tensor, TensorMut};
