@@ -1,2 +1,4 @@
-#[test]
-fn a() {}
+//! All tests but the repository's own checks, as modules that mirror `src/`.
+
+mod model;
+mod ops;

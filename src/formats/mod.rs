@@ -1,0 +1,4 @@
+//! File formats of others: safetensors, and Hugging Face's `config.json` and parameter names.
+
+pub mod hf;
+pub mod safetensors;

@@ -1,0 +1,3 @@
+//! Training: optimisers, schedule, the trainer and what it writes.
+
+pub mod optim;

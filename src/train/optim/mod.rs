@@ -1,0 +1,151 @@
+//! Optimisers over the flat buffers: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+//!
+//! What a parameter gets is decided by its role alone ([`Plan`]), once, when the run starts.
+
+pub mod adamw;
+pub mod muon;
+
+use crate::for_float;
+use crate::tensor::{Layout, Params, Role, Tensor};
+use std::ops::Range;
+
+/// Which optimiser a run uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Adamw,
+    Muon,
+}
+
+/// How one range of the flat buffers is updated. Learning rates are multiplied by the schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    pub range: Range<usize>,
+    pub rule: Rule,
+    pub lr: f64,
+    pub weight_decay: f64,
+}
+
+/// The update rule of a group.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rule {
+    Adamw {
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+    },
+    /// A `rows x cols` matrix.
+    Muon {
+        rows: usize,
+        cols: usize,
+        momentum: f64,
+    },
+}
+
+/// Who is updated how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub kind: Kind,
+    pub groups: Vec<Group>,
+}
+
+impl Plan {
+    /// The plan for a model of `width`, with all learning rates times `lr_scale` and `weight_decay` on matrices (the
+    /// optimiser's own default where none is given).
+    ///
+    /// AdamW: `1e-3 sqrt(256 / C)`, betas 0.9 and 0.95, eps 1e-8, decay 0.1. Muon: matrices 0.02; embeddings 0.2, head
+    /// 0.004, gains 0.01, each by `sqrt(768 / C)`, with AdamW at betas 0.8 and 0.95, eps 1e-10; decay 0.05.
+    pub fn new(kind: Kind, layout: &Layout, width: usize, lr_scale: f64, weight_decay: Option<f64>) -> Plan {
+        let group = |entry: &crate::tensor::flat::Entry| {
+            let decays = entry.role != Role::Gain;
+            let (rule, lr, decay) = match kind {
+                Kind::Adamw => {
+                    let rule = Rule::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+                    (rule, 1e-3 * (256.0 / width as f64).sqrt(), weight_decay.unwrap_or(0.1))
+                }
+                Kind::Muon if entry.role == Role::Matrix => {
+                    let [rows, cols] = entry.shape.dims();
+                    (Rule::Muon { rows, cols, momentum: 0.95 }, 0.02, weight_decay.unwrap_or(0.05))
+                }
+                Kind::Muon => {
+                    let base = match entry.role {
+                        Role::Embedding => 0.2,
+                        Role::Head => 0.004,
+                        Role::Matrix | Role::Gain => 0.01,
+                    };
+                    (Rule::Adamw { beta1: 0.8, beta2: 0.95, eps: 1e-10 }, base * (768.0 / width as f64).sqrt(), 0.0)
+                }
+            };
+            let weight_decay = if decays { decay } else { 0.0 };
+            Group { range: entry.range(), rule, lr: lr * lr_scale, weight_decay }
+        };
+        Plan { kind, groups: layout.entries().iter().map(group).collect() }
+    }
+}
+
+/// The moments, flat like the parameters: AdamW uses both, Muon the first as its momentum.
+pub struct Moments {
+    pub first: Tensor,
+    pub second: Tensor,
+    /// Updates made so far.
+    pub updates: u64,
+}
+
+impl Moments {
+    /// Zero moments for `params`.
+    pub fn zeros(params: &Params) -> Moments {
+        let (shape, dtype) = (params.master().shape(), params.master().dtype());
+        Moments {
+            first: Tensor::owned(shape.as_slice(), dtype),
+            second: Tensor::owned(shape.as_slice(), dtype),
+            updates: 0,
+        }
+    }
+}
+
+/// One update of all parameters. `grad_factor` multiplies every gradient first (clipping), `lr_factor` every learning rate
+/// (schedule).
+pub fn update(
+    plan: &Plan,
+    params: &mut Params,
+    grads: &Tensor,
+    moments: &mut Moments,
+    grad_factor: f64,
+    lr_factor: f64,
+) {
+    moments.updates += 1;
+    let updates = moments.updates;
+    for_float!(grads.dtype(), F => {
+        let (grads, values) = (grads.as_slice::<F>(), params.master_mut().as_mut_slice::<F>());
+        let (first, second) = (moments.first.as_mut_slice::<F>(), moments.second.as_mut_slice::<F>());
+        for group in &plan.groups {
+            let range = group.range.clone();
+            let state = State {
+                values: &mut values[range.clone()],
+                grads: &grads[range.clone()],
+                first: &mut first[range.clone()],
+                second: &mut second[range],
+            };
+            let lr = group.lr * lr_factor;
+            match group.rule {
+                Rule::Adamw { beta1, beta2, eps } => {
+                    let step = adamw::Step { lr, beta1, beta2, eps, weight_decay: group.weight_decay, updates, grad_factor };
+                    adamw::update(state, step);
+                }
+                Rule::Muon { rows, cols, momentum } => {
+                    let step = muon::Step { lr, momentum, weight_decay: group.weight_decay, grad_factor };
+                    muon::update(state, rows, cols, step);
+                }
+            }
+        }
+    });
+    params.round();
+}
+
+/// One range of the flat buffers.
+pub struct State<'a, F> {
+    pub values: &'a mut [F],
+    pub grads: &'a [F],
+    pub first: &'a mut [F],
+    pub second: &'a mut [F],
+}

@@ -1,0 +1,4 @@
+//! The model against recorded numbers, finite differences and its own other paths.
+
+mod gpt;
+mod reference;
