@@ -100,12 +100,7 @@ impl MergeTable {
         }
         let len = piece.len();
         let mut parts: Vec<Part> = (0..len)
-            .map(|i| Part {
-                id: byte_ids[piece[i] as usize],
-                rank: NO_MERGE,
-                previous: i.wrapping_sub(1),
-                next: i + 1,
-            })
+            .map(|i| Part { id: byte_ids[piece[i] as usize], rank: NO_MERGE, previous: i.wrapping_sub(1), next: i + 1 })
             .collect();
         // Entries go stale when a neighbour merges; they are told by a rank that is no longer the part's.
         let mut heap = BinaryHeap::new();

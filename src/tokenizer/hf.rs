@@ -47,10 +47,7 @@ impl Tokenizer {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                user_bail!(
-                    "{}: no tokenizer here; `tokenizer train` makes one, or give another folder",
-                    path.display()
-                )
+                user_bail!("{}: no tokenizer here; `tokenizer train` makes one, or give another folder", path.display())
             }
             Err(error) => user_bail!("{}: cannot be read: {error}", path.display()),
         };

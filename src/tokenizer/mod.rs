@@ -287,7 +287,10 @@ impl Codec for Tokenizer {
 }
 
 /// Lays the bytes of all tokens out by id; refuses empty tokens and repeated or excessive ids.
-fn token_table(tokens: &[(Vec<u8>, u32)], specials: &[(String, u32)]) -> Result<(Vec<u8>, Vec<usize>), VocabularyError> {
+fn token_table(
+    tokens: &[(Vec<u8>, u32)],
+    specials: &[(String, u32)],
+) -> Result<(Vec<u8>, Vec<usize>), VocabularyError> {
     let ordinary = tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id));
     let mut all: Vec<(&[u8], u32)> = ordinary.chain(specials.iter().map(|(text, id)| (text.as_bytes(), *id))).collect();
     all.sort_unstable_by_key(|(_, id)| *id);

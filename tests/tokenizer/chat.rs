@@ -11,7 +11,8 @@ fn messages(list: &[(&str, &str)]) -> Vec<Message> {
 #[test]
 fn the_assistants_words_and_end_are_trained() {
     let codec = small(Pattern::Gpt4);
-    let list = [("system", "Be brief."), ("user", "hi <|bos|>"), ("assistant", "yes"), ("user", "?"), ("assistant", "no")];
+    let list =
+        [("system", "Be brief."), ("user", "hi <|bos|>"), ("assistant", "yes"), ("user", "?"), ("assistant", "no")];
     let chat = render_chat(&codec, &messages(&list)).unwrap();
     assert_eq!(chat.ids.len(), chat.mask.len());
     let text = "<|bos|><|user_start|>Be brief.\n\nhi <|bos|><|user_end|><|assistant_start|>yes<|assistant_end|>\

@@ -102,10 +102,15 @@ fn a_custom_pattern_that_leaves_text_out_loses_nothing() {
 
 #[test]
 fn long_runs_merge_in_good_time_and_right() {
-    // A quadratic merge would take hours on these.
-    let letters: String = (0..1_000_000u32).map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
-    for text in [letters, "a".repeat(1_000_000), "=".repeat(300_000), " ".repeat(1_000_000), "本".repeat(100_000)] {
-        assert_equals_tiktoken(&text);
+    // A quadratic merge would take hours on the first ones, and tiktoken's expression overflows its stack on the spaces.
+    let letters: String =
+        (0..1_000_000u32).map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+    for text in [letters.clone(), "a".repeat(1_000_000), " ".repeat(1_000_000), "\n ".repeat(500_000)] {
+        assert_round_trip(&CL100K, text.as_bytes());
+        assert_round_trip(&GPT2, format!("{text}x").as_bytes());
+    }
+    for text in [&letters[..100_000], &"=".repeat(100_000), &"本".repeat(30_000), &" ".repeat(5_000)] {
+        assert_equals_tiktoken(text);
         assert_equals_tiktoken(&format!("{text}x"));
     }
 }
@@ -123,7 +128,10 @@ fn special_tokens_are_recognised_only_on_request() {
     assert_eq!(encode_with_special(&CL100K, text.as_bytes()), cl100k_base_singleton().encode_with_special_tokens(text));
     assert_eq!(CL100K.encode(text.as_bytes()), cl100k_base_singleton().encode_ordinary(text));
     assert_eq!(CL100K.decode(&[100_257, 9906, 100_276]), b"<|endoftext|>Hello<|endofprompt|>");
-    assert_eq!(encode_with_special(&CL100K, b"\xFF<|endoftext|>\xFF"), [CL100K.encode(b"\xFF"), vec![100_257], CL100K.encode(b"\xFF")].concat());
+    assert_eq!(
+        encode_with_special(&CL100K, b"\xFF<|endoftext|>\xFF"),
+        [CL100K.encode(b"\xFF"), vec![100_257], CL100K.encode(b"\xFF")].concat()
+    );
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn reading_back_gives_the_same_tokenizer() {
         let folder = tempfile::tempdir().unwrap();
         let path = ours.save(folder.path().join("new/folder")).unwrap();
         assert!(path.ends_with("new/folder/tokenizer.json"));
-        let names: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(path.parent().unwrap()).unwrap().map(|f| f.unwrap().file_name()).collect();
         assert_eq!(names, ["tokenizer.json"], "no temporary file is left");
         for source in [path.as_path(), path.parent().unwrap()] {
             let read = Tokenizer::load(source).unwrap();
@@ -68,7 +69,8 @@ fn a_file_that_hugging_face_trained_is_read() {
     theirs.with_decoder(Some(ByteLevel::default()));
     let special = tokenizers::AddedToken::from("<|endoftext|>", true);
     let trainer = BpeTrainer::builder().vocab_size(500).show_progress(false).special_tokens(vec![special]);
-    let mut trainer = trainer.initial_alphabet(ByteLevel::alphabet().into_iter().collect()).build().into();
+    let mut trainer: tokenizers::models::TrainerWrapper =
+        trainer.initial_alphabet(ByteLevel::alphabet().into_iter().collect()).build().into();
     theirs.train(&mut trainer, AWKWARD.iter()).unwrap();
     let pairs = theirs.to_string(false).unwrap();
     assert!(pairs.contains("\"merges\":[[\""), "this version writes pairs");

@@ -186,7 +186,10 @@ fn running_out_of_pairs_is_reported() {
 fn what_cannot_be_trained_is_an_error() {
     let minimum = 256 + SPECIALS.len();
     let small = TrainSpec::new(minimum - 1);
-    assert_eq!(train(["abc"].into_iter(), &small).unwrap_err(), TrainError::VocabularyTooSmall { requested: minimum - 1, minimum });
+    assert_eq!(
+        train(["abc"].into_iter(), &small).unwrap_err(),
+        TrainError::VocabularyTooSmall { requested: minimum - 1, minimum }
+    );
     assert_eq!(train(["abc"].into_iter(), &TrainSpec::new(minimum)).unwrap().0.vocab_size(), minimum);
     assert_eq!(train([""].into_iter(), &TrainSpec::new(300)).unwrap_err(), TrainError::EmptyCorpus);
     assert_eq!(train([""; 0].into_iter(), &TrainSpec::new(300)).unwrap_err(), TrainError::EmptyCorpus);
