@@ -7,6 +7,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use nanochat_gpu::tokenizer::{Codec, Pattern, Tokenizer, TrainSpec, train};
 use std::hint::black_box;
 use std::time::Duration;
+use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -40,7 +41,7 @@ fn hugging_face_vocabulary(documents: &[String]) -> usize {
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()])));
     let alphabet = ByteLevel::alphabet().into_iter().collect();
     let trainer = BpeTrainer::builder().vocab_size(VOCAB_SIZE).show_progress(false).initial_alphabet(alphabet).build();
-    tokenizer.train(&mut trainer.into(), documents.iter()).expect("trains on text");
+    tokenizer.train(&mut TrainerWrapper::from(trainer), documents.iter()).expect("trains on text");
     tokenizer.get_vocab_size(false)
 }
 
