@@ -85,7 +85,11 @@ impl Tokenizer {
         if !in_sequence {
             vocab.extend(self.specials.iter().cloned());
         }
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let byte_level = |use_regex: bool| {
+            json!({
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex,
+            })
+        };
         let pre_tokenizer = match &self.pattern {
             Pattern::Gpt2 => byte_level(true),
             other => json!({"type": "Sequence", "pretokenizers": [

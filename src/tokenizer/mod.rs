@@ -216,7 +216,8 @@ impl Tokenizer {
         self.encoder.encode_into(&bytes[start..], out);
     }
 
-    /// Blake3, in hexadecimal, of the canonical content: tokens by id, merges, special tokens and pattern. Tells whether a tokenizer is the one a checkpoint was trained with.
+    /// Blake3, in hexadecimal, of the canonical content: tokens by id, merges, special tokens and pattern. Tells
+    /// whether a tokenizer is the one a checkpoint was trained with.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut field = |bytes: &[u8]| {

@@ -1,6 +1,7 @@
 //! The tokenizer against tiktoken, Hugging Face's `tokenizers` and a naive trainer.
 
 mod chat;
+mod command;
 mod encode;
 mod hf;
 mod train;
