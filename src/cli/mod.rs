@@ -1,1 +1,3 @@
-//! TODO
+//! The commands, one file each.
+
+pub mod tokenizer;
