@@ -1,1 +1,3 @@
-//! TODO
+//! The command line: one file per command. Only here is anything printed.
+
+pub mod data;
