@@ -2,9 +2,9 @@
 
 use super::collection::{Collection, CollectionOptions};
 use super::feed::tokenise;
-use super::shards::{DOCUMENT_TOKENS_MAX, Expected, ShardHeader, ShardWriter};
+use super::shards::{DOCUMENT_TOKENS_MAX, Expected, ShardHeader, ShardWriter, by_name};
 use super::source::{Document, Split};
-use super::spec::Spec;
+use super::spec::{FileKind, Spec};
 use super::walker::Walker;
 use crate::tokenizer::Codec;
 use crate::tokenizer::special::{Message, render_chat};
@@ -216,23 +216,29 @@ pub fn inventory(
     sample_bytes: u64,
 ) -> anyhow::Result<Inventory> {
     let spec = Spec::parse(spec)?;
-    let collection = Arc::new(Collection::open(&spec, &opening(Split::Train, 0.0, codec, digest))?);
-    let mut counts = Counts::default();
-    let mut walker = collection.walk()?;
-    while !(collection.endless() && counts.bytes >= sample_bytes) {
-        let group = next_group(&mut walker)?;
-        if group.is_empty() {
-            break;
-        }
-        let count = |document: Document| count_document(document, codec);
-        let group: Vec<Counts> = group.into_par_iter().map(count).collect::<anyhow::Result<_>>()?;
-        for one in group {
-            counts.documents += one.documents;
-            counts.bytes += one.bytes;
-            counts.tokens += one.tokens;
+    // With nothing held out everything is training data, but for shards whose names say otherwise.
+    let named = by_name(&spec.files(FileKind::Shards), Split::Validation).is_some();
+    let splits: &[Split] = if named { &[Split::Train, Split::Validation] } else { &[Split::Train] };
+    let (mut counts, mut endless) = (Counts::default(), false);
+    for &split in splits {
+        let collection = Arc::new(Collection::open(&spec, &opening(split, 0.0, codec, digest.clone()))?);
+        endless |= collection.endless();
+        let mut walker = collection.walk()?;
+        while !(endless && counts.bytes >= sample_bytes) {
+            let group = next_group(&mut walker)?;
+            if group.is_empty() {
+                break;
+            }
+            let count = |document: Document| count_document(document, codec);
+            let group: Vec<Counts> = group.into_par_iter().map(count).collect::<anyhow::Result<_>>()?;
+            for one in group {
+                counts.documents += one.documents;
+                counts.bytes += one.bytes;
+                counts.tokens += one.tokens;
+            }
         }
     }
-    Ok(Inventory { name: spec.name, weight: spec.weight, endless: collection.endless(), counts })
+    Ok(Inventory { name: spec.name, weight: spec.weight, endless, counts })
 }
 
 fn count_document(document: Document, codec: Option<&dyn Codec>) -> anyhow::Result<Counts> {

@@ -119,7 +119,9 @@ fn find_files(name: &str) -> anyhow::Result<Vec<(FileKind, PathBuf)>> {
         };
         files.push((kind, path.to_owned()));
     } else if name.contains(['*', '?', '[']) {
-        let found = glob::glob(name).map_err(|error| user_error!("'{name}' is not a valid pattern: {error}"))?;
+        let visible = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+        let found =
+            glob::glob_with(name, visible).map_err(|error| user_error!("'{name}' is not a valid pattern: {error}"))?;
         for entry in found {
             let entry = entry.map_err(|error| user_error!("cannot read the folder behind '{name}': {error}"))?;
             match FileKind::of(&entry) {

@@ -107,10 +107,10 @@ pub fn story(draw: &mut Draw) -> (String, String) {
     let cast = Cast {
         hero,
         she,
-        friend: *draw.pick(ANIMALS),
-        place: *draw.pick(PLACES),
-        thing: *draw.pick(THINGS),
-        colour: *draw.pick(COLOURS),
+        friend: draw.pick::<&str>(ANIMALS),
+        place: draw.pick::<&str>(PLACES),
+        thing: draw.pick::<&str>(THINGS),
+        colour: draw.pick::<&str>(COLOURS),
     };
     let plot = draw.below(PLOTS.len());
     let Cast { friend, place, thing, colour, .. } = cast;
