@@ -4,7 +4,7 @@
 mod encode;
 mod hf;
 mod pattern;
-mod special;
+pub mod special;
 mod split;
 mod train;
 

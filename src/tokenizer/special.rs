@@ -43,6 +43,16 @@ pub enum Content {
     Parts(Vec<Part>),
 }
 
+impl std::fmt::Display for Content {
+    /// The text, all parts in a row.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Content::Text(text) => f.write_str(text),
+            Content::Parts(parts) => parts.iter().try_for_each(|part| f.write_str(&part.text)),
+        }
+    }
+}
+
 /// One part of an assistant's message.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Part {
