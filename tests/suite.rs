@@ -4,3 +4,4 @@ mod data;
 mod model;
 mod ops;
 mod tokenizer;
+mod train;

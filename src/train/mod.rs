@@ -1,3 +1,4 @@
 //! Training: optimisers, schedule, the trainer and what it writes.
 
 pub mod optim;
+pub mod plot;
