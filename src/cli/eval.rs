@@ -19,9 +19,8 @@ const SEQ_LEN_DEFAULT: usize = 1024;
 
 /// Measure a model on held-out text: bits per byte, and the loss per token
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  nanochat-gpu eval --checkpoint runs/first --data books/ --json\n\nBits per byte compare models of any tokenizer; the loss compares with a training loss."
-)]
+#[command(after_help = "Example:\n  nanochat-gpu eval --checkpoint runs/first --data books/ --json\n\n\
+                  Bits per byte compare models of any tokenizer; the loss compares with a training loss.")]
 pub struct EvalCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
     #[arg(long, value_name = "DIR")]
@@ -96,9 +95,8 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
     if !(bits_per_byte.is_finite() && loss.is_finite()) {
         bail!("the loss is {loss}: the model computes no probabilities any more");
     }
-    let mut text = format!(
-        "bits per byte  {bits_per_byte:.4}\nloss           {loss:.4} nats per token\nover           {tokens} tokens, {bytes} bytes\n"
-    );
+    let mut text = format!("bits per byte  {bits_per_byte:.4}\nloss           {loss:.4} nats per token\n");
+    text += &format!("over           {tokens} tokens, {bytes} bytes\n");
     if command.json {
         text += &format!("{}\n", serde_json::to_string(&evaluation)?);
     }

@@ -14,7 +14,10 @@ use std::path::PathBuf;
 /// Write the logits, losses and gradients of given tokens to a safetensors file
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  nanochat-gpu logits --checkpoint runs/first --tokens 1,2,3 --targets 2,3,4 --grads --out out.safetensors\n\nTensors of the file: logits [1, T, V]; with --targets the mean loss and loss.lm; with --grads grad.NAME of every parameter."
+    after_help = "Example:\n  nanochat-gpu logits --checkpoint runs/first --tokens 1,2,3 --targets 2,3,4 --grads \
+                  --out out.safetensors\n\n\
+                  Tensors of the file: logits [1, T, V]; with --targets the mean loss and loss.lm; \
+                  with --grads grad.NAME of every parameter."
 )]
 pub struct LogitsCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
@@ -43,8 +46,8 @@ enum Precision {
     Bf16,
 }
 
-/// Runs the command. Errors: user errors for tokens out of range, targets that do not fit, and a folder that is not there,
-/// and those of opening the checkpoint.
+/// Runs the command. Errors: user errors for tokens out of range, targets that do not fit, and a folder that is not
+/// there, and those of opening the checkpoint.
 pub fn run(command: LogitsCommand) -> anyhow::Result<()> {
     let LogitsCommand { tokens, targets, out, .. } = &command;
     if command.grads && targets.is_empty() {

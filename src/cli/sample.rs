@@ -3,7 +3,7 @@
 use super::output::{print, stream};
 use crate::formats::checkpoint::{LoadedModel, load_model};
 use crate::infer::{Finish, Generation, Request, Sampler, SamplerOptions};
-use crate::infer::{Utf8Stream, check_vocabulary, end_ids, generate};
+use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate};
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::user_bail;
@@ -14,9 +14,8 @@ use std::path::PathBuf;
 
 /// Continue a text with a trained model
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  nanochat-gpu sample --checkpoint runs/first -p 'Once upon a time' -n 3 --temperature 0.8 --top-k 50"
-)]
+#[command(after_help = "Example:\n  nanochat-gpu sample --checkpoint runs/first -p 'Once upon a time' -n 3 \
+                  --temperature 0.8 --top-k 50")]
 pub struct SampleCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
     #[arg(long, value_name = "DIR")]
@@ -47,8 +46,8 @@ pub struct SampleCommand {
     json: bool,
 }
 
-/// Runs the command. Errors: user errors for options out of range, a checkpoint without tokenizer, or a prompt longer than
-/// the context, and those of opening the checkpoint.
+/// Runs the command. Errors: user errors for options out of range, a checkpoint without tokenizer, or a prompt longer
+/// than the context, and those of opening the checkpoint.
 pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let SampleCommand { temperature, top_k, top_p, seed, .. } = command;
     let sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p, seed })?;
@@ -62,6 +61,7 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     check_vocabulary(&tokenizer, opened.model.config())?;
     let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
     tokenizer.encode_into(command.prompt.as_bytes(), &mut prompt);
+    check_prompt(opened.model.config(), &prompt)?;
     let mut samples = Vec::new();
     for sequence in 0..command.number {
         let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };

@@ -21,9 +21,9 @@ pub struct Evaluation {
     pub bytes: u64,
 }
 
-/// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch that
-/// has documents of a second epoch, or that would make more than `tokens_max` targets; the first batch counts in any case.
-/// The activations live in `arena`, which must be empty and have room for a batch.
+/// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch
+/// that has documents of a second epoch, or that would make more than `tokens_max` targets; the first batch counts in
+/// any case. The activations live in `arena`, which must be empty and have room for a batch.
 ///
 /// # Errors
 /// A user error for rows longer than the model's context, for ids beyond its vocabulary, and for a split without bytes;
@@ -45,9 +45,8 @@ pub fn bits_per_byte(
         }
         check_batch(model.config(), &batch)?;
         seen += size;
-        for ((loss, target), length) in
-            losses(model, params, arena, &batch).zip(&batch.targets).zip(&batch.bytes_in_targets)
-        {
+        let losses = losses(model, params, arena, &batch);
+        for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
             nats += loss;
             tokens += usize::from(*target != IGNORE);
             if *length > 0 {
@@ -67,7 +66,7 @@ pub fn bits_per_byte(
 }
 
 /// Nats of every target of `batch`, 0 where it is ignored.
-fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> impl Iterator<Item = f64> + use<> {
+fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> Vec<f64> {
     let rows = Rows {
         tokens: batch.tokens.as_slice().into(),
         t: batch.seq_len,
@@ -77,7 +76,7 @@ fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> impl It
     let losses = model.loss(&mut tape, &rows, &batch.targets, 1.0, Recompute::Nothing).to_f64();
     drop(tape);
     arena.reset();
-    losses.into_iter()
+    losses
 }
 
 fn check_batch(config: &ModelConfig, batch: &Batch) -> anyhow::Result<()> {

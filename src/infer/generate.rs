@@ -8,8 +8,8 @@ use crate::user_bail;
 use anyhow::Context;
 use std::ops::ControlFlow;
 
-/// Tokens of a prompt that pass through the model at once. The logits of all of them exist at the same time, 32 MiB of f32
-/// for a vocabulary of 32,768.
+/// Tokens of a prompt that pass through the model at once. The logits of all of them exist at the same time, 32 MiB of
+/// f32 for a vocabulary of 32,768.
 const PREFILL_TOKENS: usize = 256;
 
 /// What to generate.
@@ -46,11 +46,11 @@ pub struct Generation {
     pub finish: Finish,
 }
 
-/// Generates a sequence; `on_token` sees every token as soon as it is drawn, and ends the sequence after it by breaking.
-/// Prompt and generated tokens together are at most `max_seq_len`. `params` are those of `model`.
+/// Generates a sequence; `on_token` sees every token as soon as it is drawn, and ends the sequence by breaking. Prompt
+/// and generated tokens together are at most `max_seq_len`. `params` are those of `model`.
 ///
 /// # Errors
-/// A user error for an empty prompt, one with unknown ids, or one longer than the context; logits that are not numbers.
+/// What [`check_prompt`] refuses; logits that are not numbers.
 pub fn generate(
     model: &Gpt,
     params: &Params,
@@ -89,7 +89,11 @@ pub fn generate(
     Ok(Generation { tokens, finish })
 }
 
-fn check_prompt(config: &ModelConfig, prompt: &[u32]) -> anyhow::Result<()> {
+/// Refuses a prompt from which nothing can be generated.
+///
+/// # Errors
+/// A user error for an empty prompt, one with unknown ids, or one longer than the context.
+pub fn check_prompt(config: &ModelConfig, prompt: &[u32]) -> anyhow::Result<()> {
     if prompt.is_empty() {
         user_bail!("the prompt has no token; give a text, or a tokenizer with a token that begins documents");
     }

@@ -5,7 +5,7 @@ pub mod generate;
 pub mod sampler;
 pub mod text;
 
-pub use generate::{Finish, Generation, Request, generate};
+pub use generate::{Finish, Generation, Request, check_prompt, generate};
 pub use sampler::{Sampler, SamplerOptions};
 pub use text::{Utf8Stream, end_ids};
 
@@ -37,8 +37,8 @@ impl Footprint {
     }
 }
 
-/// An arena with room for `footprint`: an upper bound with everything at its widest and twice over, for address space that
-/// is reserved and not written costs nothing.
+/// An arena with room for `footprint`: an upper bound with everything at its widest and twice over, for address space
+/// that is reserved and not written costs nothing.
 ///
 /// # Errors
 /// The system refuses to reserve so much.
@@ -47,7 +47,7 @@ pub fn reserve_arena(config: &ModelConfig, footprint: Footprint) -> anyhow::Resu
     let (c, f, v) = (config.width, config.ffn_width, config.vocab_size);
     let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
     let activations = tokens * layers.max(1) * (8 * c + 4 * qkv + 6 * f);
-    // A weight that is stored narrow is widened to be used: at most the head and the largest matrices of a block at once.
+    // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
     let widened = 2 * v * c + 2 * c * (f + qkv);
     let elems = activations + 4 * logit_rows * v + widened;
     let bytes = (elems * 2 * size_of::<f64>()).max(1 << 30);

@@ -70,7 +70,7 @@ impl Sampler {
         &self.options
     }
 
-    /// The token at `position` of sequence number `sequence`, given its `logits [V]`. A logit of minus infinity is never
+    /// The token at `position` of sequence number `sequence`, given its `logits [V]`. One of minus infinity is never
     /// drawn.
     ///
     /// # Errors

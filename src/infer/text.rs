@@ -11,8 +11,8 @@ pub fn end_ids(codec: &dyn Codec) -> Vec<u32> {
     codec.bos().into_iter().chain(END_NAMES.iter().filter_map(|name| codec.special(name))).collect()
 }
 
-/// Decodes UTF-8 that arrives in pieces. What it gives out, put together, is what [`String::from_utf8_lossy`] makes of all
-/// the bytes; a character that is not complete yet is held back.
+/// Decodes UTF-8 that arrives in pieces. What it gives out, put together, is what [`String::from_utf8_lossy`] makes of
+/// all the bytes; a character that is not complete yet is held back.
 #[derive(Clone, Debug, Default)]
 pub struct Utf8Stream {
     /// The beginning of a character; at most three bytes.

@@ -1,4 +1,4 @@
-//! Bits per byte against counts and probabilities worked out independently, where evaluation ends, and the `eval` command.
+//! Bits per byte against counts and probabilities worked out independently, where evaluation ends, and the command.
 
 use crate::data::{BOS, assert_user_error, codec, lines, options, shown, write};
 use crate::infer::{random_params, save_checkpoint, small_model};
@@ -11,7 +11,7 @@ use nanochat_gpu::model::Gpt;
 use nanochat_gpu::model::gpt::Rows;
 use nanochat_gpu::tape::Tape;
 use nanochat_gpu::tensor::{Arena, DType, Params};
-use nanochat_gpu::tokenizer::{Codec, Pattern};
+use nanochat_gpu::tokenizer::{Codec, Message, Pattern};
 use std::sync::Arc;
 
 fn evaluate(model: &Gpt, params: &Params, corpus: &Corpus, tokens_max: usize) -> anyhow::Result<Evaluation> {
@@ -58,9 +58,8 @@ fn uniform_logits_cost_the_logarithm_of_the_vocabulary() {
 fn losses_are_those_of_the_logits_and_ignored_targets_do_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let chat = |i: usize| {
-        format!(
-            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"say {i}\"}}, {{\"role\": \"assistant\", \"content\": \"it is {i}\"}}]}}\n"
-        )
+        let messages = [Message::new("user", &format!("say {i}")), Message::new("assistant", &format!("it is {i}"))];
+        format!("{}\n", serde_json::json!({"messages": messages}))
     };
     let specs = [shown(&write(folder.path(), "chats.jsonl", (0..80).map(chat).collect::<String>()))];
     let model = small_model(codec().vocab_size(), 40);

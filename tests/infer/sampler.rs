@@ -1,4 +1,4 @@
-//! The sampler: frequencies, exact restriction by top-k and top-p, greedy choice, addressing by seed, sequence, position.
+//! The sampler: frequencies, exact restriction by top-k and top-p, greedy choice, addressing by seed and position.
 
 use nanochat_gpu::infer::{Sampler, SamplerOptions};
 use std::collections::BTreeSet;
