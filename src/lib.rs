@@ -13,4 +13,6 @@ pub mod verify;
 pub mod train;
 pub mod tokenizer;
 pub mod data;
+pub mod infer;
+pub mod eval;
 pub mod cli;

@@ -1,6 +1,8 @@
 //! All tests but the repository's own checks, as modules that mirror `src/`.
 
 mod data;
+mod eval;
+mod infer;
 mod model;
 mod ops;
 mod tokenizer;

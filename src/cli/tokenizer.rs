@@ -1,11 +1,12 @@
 //! `tokenizer`: trains a tokenizer, encodes and decodes with one, and says what one is.
 
+use super::output::print;
 use crate::tokenizer::{Codec, Pattern, Tokenizer, TrainError, TrainSpec, train};
 use crate::{data, user_bail, user_error};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -226,13 +227,4 @@ fn standard_input() -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes).context("standard input cannot be read")?;
     Ok(bytes)
-}
-
-/// Writes to standard output; a reader that went away (`| head`) is no failure.
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("standard output cannot be written"),
-        _ => Ok(()),
-    }
 }

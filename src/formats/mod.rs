@@ -1,4 +1,5 @@
 //! File formats of others: safetensors, and Hugging Face's `config.json` and parameter names.
 
+pub mod checkpoint;
 pub mod hf;
 pub mod safetensors;

@@ -1,0 +1,123 @@
+//! `sample`: continues a text with a trained model.
+
+use super::output::{print, stream};
+use crate::formats::checkpoint::{LoadedModel, load_model};
+use crate::infer::{Finish, Generation, Request, Sampler, SamplerOptions};
+use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate};
+use crate::tensor::DType;
+use crate::tokenizer::{Codec, Tokenizer};
+use crate::user_bail;
+use clap::Args;
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Continue a text with a trained model
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nanochat-gpu sample --checkpoint runs/first -p 'Once upon a time' -n 3 \
+                  --temperature 0.8 --top-k 50")]
+pub struct SampleCommand {
+    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// The text to continue; without it the model begins a document of its own
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    prompt: String,
+    /// Number of continuations; a line `---` is between them
+    #[arg(short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    number: u64,
+    /// Most tokens of a continuation
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// 0 always takes the most probable token; higher is more varied
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw only from the N most probable tokens
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Draw only from the most probable tokens that together reach this probability
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command. Errors: user errors for options out of range, a checkpoint without tokenizer, or a prompt longer
+/// than the context, and those of opening the checkpoint.
+pub fn run(command: SampleCommand) -> anyhow::Result<()> {
+    let SampleCommand { temperature, top_k, top_p, seed, .. } = command;
+    let sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p, seed })?;
+    let mut opened = load_model(&command.checkpoint, DType::F32)?;
+    let Some(tokenizer) = opened.tokenizer.take() else {
+        user_bail!(
+            "{} has no tokenizer.json, so it cannot read a prompt; copy the model's there",
+            opened.dir.display()
+        );
+    };
+    check_vocabulary(&tokenizer, opened.model.config())?;
+    let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
+    tokenizer.encode_into(command.prompt.as_bytes(), &mut prompt);
+    check_prompt(opened.model.config(), &prompt)?;
+    let mut samples = Vec::new();
+    for sequence in 0..command.number {
+        let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
+        let separator = if sequence > 0 { "---\n" } else { "" };
+        if show(&format!("{separator}{}", command.prompt))?.is_break() {
+            return Ok(());
+        }
+        let sample = sample(&opened, &tokenizer, &sampler, &command, &prompt, sequence, &mut show)?;
+        if show("\n")?.is_break() {
+            return Ok(());
+        }
+        samples.push(sample);
+    }
+    if command.json {
+        let samples: Vec<_> = samples
+            .iter()
+            .map(|(text, Generation { tokens, finish })| json!({"text": text, "tokens": tokens, "finish": finish}))
+            .collect();
+        let object = json!({"prompt": command.prompt, "prompt_tokens": prompt, "seed": seed, "samples": samples});
+        return print(format!("{object}\n").as_bytes());
+    }
+    if samples.iter().any(|(_, generation)| generation.finish == Finish::ContextFull) {
+        let context = opened.model.config().max_seq_len;
+        tracing::warn!("the model's context of {context} tokens ended before --max-tokens were generated");
+    }
+    Ok(())
+}
+
+/// One continuation; `show` gets its text piece by piece.
+fn sample(
+    opened: &LoadedModel,
+    tokenizer: &Tokenizer,
+    sampler: &Sampler,
+    command: &SampleCommand,
+    prompt: &[u32],
+    sequence: u64,
+    show: &mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<(String, Generation)> {
+    let stop_ids = end_ids(tokenizer);
+    let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &stop_ids };
+    let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
+    let mut on_token = |id| {
+        // A padding row of the vocabulary has no bytes.
+        let piece = decoder.push(tokenizer.token_bytes(id).unwrap_or_default());
+        text.push_str(&piece);
+        show(&piece).unwrap_or_else(|error| {
+            failure = Some(error);
+            ControlFlow::Break(())
+        })
+    };
+    let generation = generate(&opened.model, &opened.params, sampler, &request, &mut on_token)?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let rest = decoder.finish();
+    text.push_str(&rest);
+    let _ = show(&rest)?; // the caller notices a reader that went away
+    Ok((text, generation))
+}

@@ -1,0 +1,92 @@
+//! Evaluation: how well a model predicts text, in a unit that does not depend on the tokenizer.
+//! Knows models and packed batches; nothing of the command line.
+
+use crate::data::{Batch, IGNORE, Packer};
+use crate::model::gpt::{Recompute, Rows};
+use crate::model::{Gpt, ModelConfig};
+use crate::tape::Tape;
+use crate::tensor::{Arena, Params};
+use crate::user_bail;
+
+/// What a model achieves on held-out text.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Evaluation {
+    /// Nats over the targets that stand for bytes, per byte of these, in bits: `sum nats / (ln 2 * bytes)`.
+    pub bits_per_byte: f64,
+    /// Mean nats over all targets that are learnt, those without bytes (BOS) included, as the training loss counts.
+    pub loss: f64,
+    /// Targets in `loss`.
+    pub tokens: usize,
+    /// Bytes in `bits_per_byte`.
+    pub bytes: u64,
+}
+
+/// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch
+/// that has documents of a second epoch, or that would make more than `tokens_max` targets; the first batch counts in
+/// any case. The activations live in `arena`, which must be empty and have room for a batch.
+///
+/// # Errors
+/// A user error for rows longer than the model's context, for ids beyond its vocabulary, and for a split without bytes;
+/// those of the packer. A loss that is no number is returned, not an error.
+pub fn bits_per_byte(
+    model: &Gpt,
+    params: &Params,
+    arena: &Arena,
+    packer: &mut Packer,
+    tokens_max: usize,
+) -> anyhow::Result<Evaluation> {
+    let (mut nats, mut nats_with_bytes) = (0.0, 0.0);
+    let (mut tokens, mut bytes, mut seen) = (0, 0, 0);
+    loop {
+        let batch = packer.next_batch()?;
+        let size = batch.targets.len();
+        if seen > 0 && (batch.epoch > 0 || seen + size > tokens_max) {
+            break;
+        }
+        check_batch(model.config(), &batch)?;
+        seen += size;
+        let losses = losses(model, params, arena, &batch);
+        for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
+            nats += loss;
+            tokens += usize::from(*target != IGNORE);
+            if *length > 0 {
+                nats_with_bytes += loss;
+                bytes += u64::from(*length);
+            }
+        }
+        if batch.epoch > 0 || seen >= tokens_max {
+            break;
+        }
+    }
+    if bytes == 0 {
+        user_bail!("none of the {tokens} tokens evaluated stands for text; give other data");
+    }
+    let bits_per_byte = nats_with_bytes / (std::f64::consts::LN_2 * bytes as f64);
+    Ok(Evaluation { bits_per_byte, loss: nats / tokens as f64, tokens, bytes })
+}
+
+/// Nats of every target of `batch`, 0 where it is ignored.
+fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> Vec<f64> {
+    let rows = Rows {
+        tokens: batch.tokens.as_slice().into(),
+        t: batch.seq_len,
+        doc_start: Some(batch.doc_start.as_slice().into()),
+    };
+    let mut tape = Tape::inference(arena, params);
+    let losses = model.loss(&mut tape, &rows, &batch.targets, 1.0, Recompute::Nothing).to_f64();
+    drop(tape);
+    arena.reset();
+    losses
+}
+
+fn check_batch(config: &ModelConfig, batch: &Batch) -> anyhow::Result<()> {
+    let (context, vocab) = (config.max_seq_len, config.vocab_size);
+    if batch.seq_len > context {
+        user_bail!("rows have {} tokens and the model's context {context}; lower seq_len", batch.seq_len);
+    }
+    let targets = batch.targets.iter().filter(|&&id| id != IGNORE);
+    if let Some(id) = batch.tokens.iter().chain(targets).find(|&&id| id as usize >= vocab) {
+        user_bail!("the data has token {id} and the model's vocabulary {vocab} tokens; use the model's own tokenizer");
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Inference: drawing tokens from logits, generating sequences, and putting their bytes together as text.
+//! Knows models, tapes and the tokenizer's interface; nothing of data sources or the command line.
+
+pub mod generate;
+pub mod sampler;
+pub mod text;
+
+pub use generate::{Finish, Generation, Request, check_prompt, generate};
+pub use sampler::{Sampler, SamplerOptions};
+pub use text::{Utf8Stream, end_ids};
+
+use crate::model::ModelConfig;
+use crate::ops::lm_loss::chunk_rows;
+use crate::tensor::Arena;
+use crate::tokenizer::Codec;
+use crate::user_bail;
+use anyhow::Context;
+
+/// Rows of an embedding beyond the tokenizer's vocabulary that are taken for padding (Qwen2.5 has 399).
+const PADDING_ROWS_MAX: usize = 1024;
+
+/// What is held while tokens pass through a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Tokens in one pass.
+    pub tokens: usize,
+    /// Of these, tokens whose logits exist at the same time.
+    pub logit_rows: usize,
+    /// Layers whose activations exist at the same time: 1 without a recording tape.
+    pub layers: usize,
+}
+
+impl Footprint {
+    /// A pass over `tokens` that makes losses and no gradients.
+    pub fn of_loss(config: &ModelConfig, tokens: usize) -> Footprint {
+        Footprint { tokens, logit_rows: chunk_rows(config.vocab_size).min(tokens), layers: 1 }
+    }
+}
+
+/// An arena with room for `footprint`: an upper bound with everything at its widest and twice over, for address space
+/// that is reserved and not written costs nothing.
+///
+/// # Errors
+/// The system refuses to reserve so much.
+pub fn reserve_arena(config: &ModelConfig, footprint: Footprint) -> anyhow::Result<Arena> {
+    let Footprint { tokens, logit_rows, layers } = footprint;
+    let (c, f, v) = (config.width, config.ffn_width, config.vocab_size);
+    let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
+    let activations = tokens * layers.max(1) * (8 * c + 4 * qkv + 6 * f);
+    // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
+    let widened = 2 * v * c + 2 * c * (f + qkv);
+    let elems = activations + 4 * logit_rows * v + widened;
+    let bytes = (elems * 2 * size_of::<f64>()).max(1 << 30);
+    Arena::new(bytes).with_context(|| format!("reserving {bytes} bytes of address space for activations"))
+}
+
+/// Refuses a tokenizer that cannot be the one of a model with this configuration.
+///
+/// # Errors
+/// A user error that names both sizes.
+pub fn check_vocabulary(codec: &dyn Codec, config: &ModelConfig) -> anyhow::Result<()> {
+    let (ours, theirs) = (codec.vocab_size(), config.vocab_size);
+    if ours > theirs || theirs - ours > PADDING_ROWS_MAX {
+        user_bail!(
+            "the tokenizer has {ours} tokens and the model {theirs}; use the tokenizer the model was trained with"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! From generated ids to text: which ids end a text, and bytes that arrive in pieces.
+
+use crate::tokenizer::Codec;
+
+/// Special tokens after which a text is over, by the names that common tokenizers have for them.
+const END_NAMES: [&str; 6] =
+    ["<|assistant_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>"];
+
+/// The ids at which generation ends: BOS, which begins another document, and end tokens.
+pub fn end_ids(codec: &dyn Codec) -> Vec<u32> {
+    codec.bos().into_iter().chain(END_NAMES.iter().filter_map(|name| codec.special(name))).collect()
+}
+
+/// Decodes UTF-8 that arrives in pieces. What it gives out, put together, is what [`String::from_utf8_lossy`] makes of
+/// all the bytes; a character that is not complete yet is held back.
+#[derive(Clone, Debug, Default)]
+pub struct Utf8Stream {
+    /// The beginning of a character; at most three bytes.
+    held: Vec<u8>,
+}
+
+impl Utf8Stream {
+    /// The text that is certain after `bytes`; each invalid sequence is U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.held.extend_from_slice(bytes);
+        let mut text = String::new();
+        let held = std::mem::take(&mut self.held);
+        let mut rest = held.as_slice();
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    text.push_str(std::str::from_utf8(valid).expect("valid up to here"));
+                    rest = after;
+                    match error.error_len() {
+                        Some(invalid) => {
+                            text.push(char::REPLACEMENT_CHARACTER);
+                            rest = &rest[invalid..];
+                        }
+                        None => break,
+                    }
+                }
+            }
+        }
+        self.held = rest.to_vec();
+        text
+    }
+
+    /// What was held back, as U+FFFD, since the rest of it will not come; the stream can begin anew.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+    }
+}
