@@ -1,9 +1,69 @@
-//! The commands, one file each.
+//! The commands, one file each. Only here does the library print.
 
 pub mod completions;
 pub mod data;
 pub mod eval;
 pub mod logits;
-mod output;
+pub mod output;
 pub mod sample;
 pub mod tokenizer;
+pub mod train;
+
+use crate::error::is_user_error;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Train, evaluate and sample GPT models on a tensor runtime written from scratch.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nanochat-gpu",
+    version,
+    long_version = concat!(env!("CARGO_PKG_VERSION"), ", commit ", env!("NANOCHAT_COMMIT")),
+    after_help = "Example:\n  nanochat-gpu train\n\nExit codes: 0 done, 1 failed, 2 the input was wrong, 130 interrupted with the state saved."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::TrainCommand>),
+    Sample(sample::SampleCommand),
+    Eval(eval::EvalCommand),
+    Logits(logits::LogitsCommand),
+    Tokenizer(tokenizer::TokenizerCommand),
+    Data(data::DataCommand),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  nanochat-gpu completions bash > /etc/bash_completion.d/nanochat-gpu")]
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the program and says how it ended.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NANOCHAT_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Cli::parse().command {
+        Command::Train(command) => train::run(*command),
+        Command::Sample(command) => sample::run(command).map(|()| 0),
+        Command::Eval(command) => eval::run(command).map(|()| 0),
+        Command::Logits(command) => logits::run(command).map(|()| 0),
+        Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),
+        Command::Data(command) => data::run(command).map(|()| 0),
+        Command::Completions { shell } => completions::run(shell, Cli::command()).map(|()| 0),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("nanochat-gpu: {}", one_line(&error));
+            ExitCode::from(if is_user_error(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+/// The whole chain of an error in one line.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}

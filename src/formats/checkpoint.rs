@@ -1,10 +1,16 @@
-//! Opens a checkpoint folder for inference.
+//! Checkpoint folders: written under a temporary name, synced, renamed; every file with a checksum; opened for inference.
+//!
+//! A folder holds `config.json` and `model.safetensors` in Hugging Face's naming, `tokenizer.json`, what training adds, and
+//! `checksums`: a line per file, BLAKE3 in hexadecimal and the name. A folder without `checksums` (a model of others) is
+//! opened as it is.
 
-use super::{hf, safetensors::Reader};
+use super::hf;
+use super::safetensors::{self, Named, Reader};
 use crate::model::Gpt;
-use crate::tensor::{DType, Params};
-use crate::tokenizer::Tokenizer;
-use crate::user_error;
+use crate::tensor::{DType, ParamId, Params, Tensor};
+use crate::tokenizer::{Codec, Tokenizer};
+use crate::{user_bail, user_error};
+use anyhow::Context;
 use std::path::{Path, PathBuf};
 
 /// A model opened for inference.
@@ -12,18 +18,199 @@ pub struct LoadedModel {
     pub model: Gpt,
     pub params: Params,
     pub tokenizer: Option<Tokenizer>,
+    /// The checkpoint's folder.
     pub dir: PathBuf,
 }
 
-/// Reads `config.json`, `model.safetensors` and, where there is one, `tokenizer.json` in `dir`.
+/// Opens the checkpoint in `dir`, or the newest one of a run folder; its parameters are computed with in `dtype`.
+///
+/// # Errors
+/// Missing, damaged or mismatching files, named in one line.
 pub fn load_model(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
-    let config = dir.join("config.json");
-    let file = config.display().to_string();
-    let text = std::fs::read_to_string(&config).map_err(|error| user_error!("cannot open {file}: {error}"))?;
-    let value = serde_json::from_str(&text).map_err(|error| user_error!("{file}: {error}"))?;
-    let model = Gpt::new(hf::parse_config(&value, &file)?, dtype)?;
+    let dir = resolve(dir)?;
+    verify(&dir)?;
+    let config_file = dir.join("config.json");
+    let name = config_file.display().to_string();
+    let text = std::fs::read_to_string(&config_file).map_err(|e| user_error!("cannot read {name}: {e}"))?;
+    let value = serde_json::from_str(&text).map_err(|e| user_error!("{name} is not valid JSON: {e}"))?;
+    let config = hf::parse_config(&value, &name)?;
+    let model = Gpt::new(config, dtype)?;
     let weights = dir.join("model.safetensors");
     let params = hf::read_params(&model, &Reader::open(&weights)?, dtype, &weights.display().to_string())?;
-    let tokenizer = dir.join("tokenizer.json").exists().then(|| Tokenizer::load(dir)).transpose()?;
-    Ok(LoadedModel { model, params, tokenizer, dir: dir.to_path_buf() })
+    let tokenizer = match dir.join("tokenizer.json").exists() {
+        true => Some(Tokenizer::load(&dir)?),
+        false => None,
+    };
+    if let Some(tokenizer) = &tokenizer {
+        let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
+        if ids > rows {
+            user_bail!(
+                "the tokenizer in {} has {ids} tokens, the model {rows}; they do not belong together",
+                dir.display()
+            );
+        }
+    }
+    Ok(LoadedModel { model, params, tokenizer, dir })
+}
+
+/// `dir` itself where it is a checkpoint, the newest checkpoint where it is a run folder.
+fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
+    if dir.join("config.json").exists() {
+        return Ok(dir.to_path_buf());
+    }
+    if let Some((_, newest)) = list(&dir.join("checkpoints")).pop() {
+        return Ok(newest);
+    }
+    match dir.exists() {
+        false => user_bail!("{} does not exist; name a checkpoint or a run folder", dir.display()),
+        true => user_bail!("{} holds neither a config.json nor checkpoints/step_*", dir.display()),
+    }
+}
+
+/// The checkpoints `step_NNNNNN` in a folder, oldest first, with their steps.
+pub fn list(checkpoints: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(checkpoints).into_iter().flatten().flatten();
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok();
+    let mut found: Vec<(u64, PathBuf)> = entries.filter_map(|e| step(&e.path()).map(|step| (step, e.path()))).collect();
+    found.sort();
+    found
+}
+
+/// Compares every file of `dir` with its checksum, where there are checksums.
+///
+/// # Errors
+/// The first file that is missing or differs.
+pub fn verify(dir: &Path) -> anyhow::Result<()> {
+    let Ok(sums) = std::fs::read_to_string(dir.join("checksums")) else { return Ok(()) };
+    for line in sums.lines() {
+        let Some((sum, name)) = line.split_once("  ") else {
+            user_bail!("{}/checksums is damaged; use another checkpoint", dir.display())
+        };
+        let path = dir.join(name);
+        let found =
+            digest(&path).map_err(|e| user_error!("cannot read {}: {e}; use another checkpoint", path.display()))?;
+        if found != sum {
+            user_bail!(
+                "{} does not match its checksum: it is damaged; use another checkpoint (--resume=-1 takes the one before)",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn digest(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = std::fs::File::open(path)?;
+    std::io::copy(&mut file, &mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Makes the folder `target` out of what `fill` writes into an empty temporary folder beside it: whole or not at all.
+///
+/// # Errors
+/// What `fill` or the disk refuses; then nothing is left behind and `target` is as it was.
+pub fn write_atomically(target: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let parent = target.parent().context("a checkpoint lies inside a folder")?;
+    let name = target.file_name().context("a checkpoint has a name")?.to_string_lossy().into_owned();
+    let temporary = parent.join(format!(".{name}.tmp"));
+    let result = (|| {
+        std::fs::create_dir_all(parent)?;
+        let _ = std::fs::remove_dir_all(&temporary); // left by a process that was killed
+        std::fs::create_dir(&temporary)?;
+        fill(&temporary)?;
+        seal(&temporary)?;
+        if target.exists() {
+            std::fs::remove_dir_all(target)?;
+        }
+        std::fs::rename(&temporary, target)?;
+        std::fs::File::open(parent)?.sync_all()?;
+        anyhow::Ok(())
+    })();
+    if result.is_err() {
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    result.map_err(|error| {
+        user_error!("cannot write {}: {error:#}; free some space, earlier checkpoints are whole", target.display())
+    })
+}
+
+/// Writes `checksums` and syncs every file.
+fn seal(dir: &Path) -> anyhow::Result<()> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let mut sums = String::new();
+    for name in names {
+        std::fs::File::open(dir.join(&name))?.sync_all()?;
+        sums += &format!("{}  {name}\n", digest(&dir.join(&name))?);
+    }
+    write_synced(&dir.join("checksums"), sums.as_bytes())?;
+    std::fs::File::open(dir)?.sync_all()?;
+    Ok(())
+}
+
+/// Writes and syncs one file.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(())
+}
+
+/// Replaces one file: temporary name, sync, rename.
+///
+/// # Errors
+/// What the disk refuses; then the file is as it was.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let result = write_synced(&temporary, bytes).and_then(|()| Ok(std::fs::rename(&temporary, path)?));
+    if result.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    result.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes the model's part of a checkpoint into `dir`.
+///
+/// # Errors
+/// What the disk refuses.
+pub fn write_model(dir: &Path, model: &Gpt, params: &Params, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+    let ids = hf::SpecialIds { bos: tokenizer.bos(), eos: tokenizer.special("<|assistant_end|>").or(tokenizer.bos()) };
+    let config = serde_json::to_vec_pretty(&hf::config_json(model.config(), ids))?;
+    write_synced(&dir.join("config.json"), &config)?;
+    let views = views(model, params.master());
+    safetensors::write(&dir.join("model.safetensors"), &named("", model, &views))?;
+    tokenizer.save(dir)?;
+    Ok(())
+}
+
+/// A flat buffer of `model` as one tensor per parameter.
+pub fn views(model: &Gpt, flat: &Tensor) -> Vec<Tensor> {
+    model.layout().entries().iter().map(|e| flat.view(e.offset_elems, e.shape.as_slice())).collect()
+}
+
+/// `views` under the parameters' names, each behind `prefix`.
+pub fn named<'a>(prefix: &str, model: &Gpt, views: &'a [Tensor]) -> Vec<Named<'a>> {
+    let entries = model.layout().entries().iter().zip(views);
+    entries.map(|(entry, view)| Named::new(format!("{prefix}{}", entry.name), view)).collect()
+}
+
+/// Fills a flat buffer of `model` from the tensors of `reader` whose names stand behind `prefix`.
+///
+/// # Errors
+/// A missing tensor or another shape.
+pub fn read_flat(prefix: &str, model: &Gpt, reader: &Reader, flat: &mut Tensor) -> anyhow::Result<()> {
+    for (i, entry) in model.layout().entries().iter().enumerate() {
+        let name = format!("{prefix}{}", model.layout().entry(ParamId(i as u32)).name);
+        let (shape, values) = reader.floats(&name)?;
+        if shape != entry.shape {
+            user_bail!("{name} has shape {shape:?} in the checkpoint, {:?} here", entry.shape);
+        }
+        flat.view_mut(entry.offset_elems, entry.shape).as_mut_slice::<f32>().copy_from_slice(&values);
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! File formats of others: safetensors, and Hugging Face's `config.json` and parameter names.
+//! File formats: checkpoint folders, safetensors, and Hugging Face's `config.json` and parameter names.
 
 pub mod checkpoint;
 pub mod hf;

@@ -130,13 +130,13 @@ impl ModelConfig {
                 return fail(format!("model.{key} is 0; it must be at least 1"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!(
                 "model.kv_heads = {} does not divide model.heads = {}; choose a divisor",
                 self.kv_heads, self.heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return fail(format!("model.head_dim = {} is odd; rotary positions need an even width", self.head_dim));
         }
         if self.max_seq_len > SEQ_LEN_MAX {

@@ -8,7 +8,7 @@ use crate::error::UserError;
 use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::random::Philox;
-use crate::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
+use crate::tensor::{DType, Layout, ParamId, Params, Role, Tensor};
 use std::sync::Arc;
 
 /// A model: what its parameters are and how they are used. The values are in [`Params`].
@@ -175,27 +175,6 @@ impl Gpt {
             None => logits.value().clone(),
         }
     }
-}
-
-/// One forward and backward over whole rows; returns the summed loss in nats and how many targets counted.
-pub fn train_pass(
-    model: &Gpt,
-    arena: &Arena,
-    params: &Params,
-    grads: &mut Grads,
-    rows: &Rows,
-    targets: &[u32],
-    grad_scale: f64,
-    recompute: Recompute,
-) -> (f64, usize) {
-    let mut tape = Tape::recording(arena, params, grads);
-    let losses = model.loss(&mut tape, rows, targets, grad_scale, recompute);
-    let sum = sum_losses(&losses);
-    drop(losses);
-    tape.backward();
-    drop(tape);
-    arena.reset();
-    (sum, targets.iter().filter(|&&t| t != crate::ops::lm_loss::IGNORE).count())
 }
 
 /// Sum of losses `[N]` in f64.

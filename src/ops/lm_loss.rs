@@ -96,14 +96,11 @@ fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<
         let sum: F = sum_zip(row, row, |l, _, acc: F| acc + (l - peak).exp());
         return sum.ln() + peak - at_target;
     };
-    let slope_at = |l: F| cap.map_or(F::ONE, |cap| cap_slope(l, cap));
-    let target_slope = slope_at(at_target);
-    match cap {
-        None => row.iter_mut().for_each(|l| *l = (*l - peak).exp()),
-        Some(_) => {}
-    }
     let sum: F = match cap {
-        None => sum_zip(row, row, |p, _, acc: F| acc + p),
+        None => {
+            row.iter_mut().for_each(|l| *l = (*l - peak).exp());
+            sum_zip(row, row, |p, _, acc: F| acc + p)
+        }
         Some(_) => sum_zip(row, row, |l, _, acc: F| acc + (l - peak).exp()),
     };
     let factor = scale / sum;
@@ -111,7 +108,7 @@ fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<
         None => row.iter_mut().for_each(|p| *p *= factor),
         Some(cap) => row.iter_mut().for_each(|l| *l = (*l - peak).exp() * factor * cap_slope(*l, cap)),
     }
-    row[target as usize] -= scale * target_slope;
+    row[target as usize] -= scale * cap.map_or(F::ONE, |cap| cap_slope(at_target, cap));
     sum.ln() + peak - at_target
 }
 

@@ -131,10 +131,10 @@ pub fn forward(
                 || {
                     let rows = y.chunks_exact_mut(row).zip(x.chunks_exact(row)).zip(rstd.chunks_exact_mut(h + g));
                     for ((y, x), rstd) in rows {
-                        for head in 0..h + g {
+                        for (head, r) in rstd.iter_mut().enumerate() {
                             let gain = if head < h { q_gain } else { k_gain };
                             let at = head * d..(head + 1) * d;
-                            rstd[head] = norm_row(&mut y[at.clone()], &x[at], gain, norm.eps);
+                            *r = norm_row(&mut y[at.clone()], &x[at], gain, norm.eps);
                         }
                         y[(h + g) * d..].copy_from_slice(&x[(h + g) * d..]);
                     }

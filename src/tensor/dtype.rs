@@ -152,10 +152,10 @@ impl Float for f32 {
         // Odd polynomial (Cephes' coefficients) below 0.625, where 1 - 2 / (e^2x + 1) would lose the leading digits.
         let z = self * self;
         let mut p = -5.704_988_7e-3;
-        p = f32::mul_add(p, z, 2.063_908_9e-2);
+        p = f32::mul_add(p, z, 2.063_909e-2);
         p = f32::mul_add(p, z, -5.373_971_6e-2);
         p = f32::mul_add(p, z, 1.333_144_2e-1);
-        p = f32::mul_add(p, z, -3.333_328_2e-1);
+        p = f32::mul_add(p, z, -0.333_332_8);
         let small = f32::mul_add(p * z, self, self);
         let large = 1.0 - 2.0 / (Float::exp(2.0 * self) + 1.0);
         if z < 0.625 * 0.625 { small } else { large }

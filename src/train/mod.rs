@@ -1,4 +1,13 @@
-//! Training: optimisers, schedule, the trainer and what it writes.
+//! Training: configuration, optimisers, schedule, guard, the trainer and what it writes.
 
+pub mod config;
+pub mod control;
+pub mod estimate;
+pub mod guard;
+pub mod metrics;
 pub mod optim;
 pub mod plot;
+pub mod run_folder;
+pub mod schedule;
+pub mod state;
+pub mod trainer;

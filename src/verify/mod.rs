@@ -107,7 +107,8 @@ impl OpCase<'_> {
                 total(&inputs)
             });
             let error = (gradient[i] - slope).abs();
-            if !(error <= 1e-6 * (1.0 + slope.abs())) {
+            let holds = error <= 1e-6 * (1.0 + slope.abs());
+            if !holds {
                 return Err(format!(
                     "{}: gradient {input}[{i}] is {}, differences give {slope}",
                     self.name, gradient[i]
@@ -154,7 +155,8 @@ pub fn close(what: &str, got: &[f64], want: &[f64], bound: f64) -> Result<(), St
     }
     let scale = (want.iter().map(|x| x * x).sum::<f64>() / want.len().max(1) as f64).sqrt();
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        if !((g - w).abs() <= bound * (scale + w.abs())) {
+        let holds = (g - w).abs() <= bound * (scale + w.abs());
+        if !holds {
             return Err(format!("{what}[{i}]: {g}, {w} expected, bound {:e}", bound * (scale + w.abs())));
         }
     }

@@ -1,0 +1,77 @@
+//! What a checkpoint keeps of training besides the model: moments, and `train_state.json`.
+
+use super::control::Control;
+use super::guard::Guard;
+use super::optim::Moments;
+use crate::data::LoaderState;
+use crate::formats::checkpoint::{self, named, read_flat, views, write_synced};
+use crate::formats::safetensors::{self, Reader};
+use crate::model::Gpt;
+use crate::tensor::Params;
+use crate::tokenizer::Tokenizer;
+use crate::{user_bail, user_error};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// `train_state.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Of this format: 1.
+    pub version: u32,
+    /// The program that wrote it.
+    pub program: String,
+    /// Steps done.
+    pub step: u64,
+    pub tokens: u64,
+    /// Optimiser updates made: steps less those skipped.
+    pub updates: u64,
+    pub tokenizer_digest: String,
+    pub loader: LoaderState,
+    pub guard: Guard,
+    /// The live changes in force.
+    pub control: Control,
+    /// None before the first step, or where it was not finite.
+    pub last_train_loss: Option<f64>,
+}
+
+/// Writes a whole checkpoint to `target`.
+///
+/// # Errors
+/// What the disk refuses; earlier checkpoints stay whole.
+pub fn save(
+    target: &Path,
+    model: &Gpt,
+    params: &Params,
+    moments: &Moments,
+    tokenizer: &Tokenizer,
+    state: &TrainState,
+) -> anyhow::Result<()> {
+    checkpoint::write_atomically(target, |dir| {
+        checkpoint::write_model(dir, model, params, tokenizer)?;
+        let (first, second) = (views(model, &moments.first), views(model, &moments.second));
+        let mut tensors = named("first.", model, &first);
+        tensors.extend(named("second.", model, &second));
+        safetensors::write(&dir.join("optimizer.safetensors"), &tensors)?;
+        write_synced(&dir.join("train_state.json"), &serde_json::to_vec(state)?)
+    })
+}
+
+/// Reads what training needs out of the checkpoint `dir` into `moments`.
+///
+/// # Errors
+/// A checkpoint without training state, damaged, or of another format.
+pub fn load(dir: &Path, model: &Gpt, moments: &mut Moments) -> anyhow::Result<TrainState> {
+    let file = dir.join("train_state.json");
+    let name = file.display();
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| user_error!("cannot read {name}: {e}; only a checkpoint of a training run can be resumed"))?;
+    let state: TrainState = serde_json::from_str(&text).map_err(|e| user_error!("{name} is damaged: {e}"))?;
+    if state.version != 1 {
+        user_bail!("{name} has format {}, this program reads 1", state.version);
+    }
+    let reader = Reader::open(&dir.join("optimizer.safetensors"))?;
+    read_flat("first.", model, &reader, &mut moments.first)?;
+    read_flat("second.", model, &reader, &mut moments.second)?;
+    moments.updates = state.updates;
+    Ok(state)
+}

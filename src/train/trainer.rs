@@ -1,0 +1,463 @@
+//! The trainer: batches in, updates out; evaluates, samples, saves and resumes. It reports to an [`Observer`] and prints
+//! nothing.
+
+use super::config::RunConfig;
+use super::control::{Control, ControlFile};
+use super::estimate;
+use super::guard::{Guard, Observation};
+use super::metrics::{Metrics, StepRecord};
+use super::optim::{self, Moments, Plan};
+use super::run_folder::RunFolder;
+use super::schedule::Schedule;
+use super::state::{self, TrainState};
+use crate::data::{Batch, Corpus, IGNORE, Loader, LoaderOptions, Split};
+use crate::device;
+use crate::dist::{Communicator, Single};
+use crate::eval::{Evaluation, bits_per_byte};
+use crate::formats::checkpoint::{self, LoadedModel};
+use crate::infer::{Request, Sampler, SamplerOptions, generate};
+use crate::model::Gpt;
+use crate::model::gpt::{Recompute, Rows, sum_losses};
+use crate::ops::grad_norm::sums_of_squares;
+use crate::tape::Tape;
+use crate::tensor::{Arena, Grads, Params};
+use crate::tokenizer::{Codec, Tokenizer};
+use crate::{user_bail, user_error};
+use anyhow::bail;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What a trainer reports.
+pub enum Event<'a> {
+    /// A step is done.
+    Step(&'a StepRecord),
+    /// The model was evaluated.
+    Evaluated { step: u64, evaluation: &'a Evaluation },
+    /// The model wrote this.
+    Sampled { step: u64, text: &'a str },
+    /// A checkpoint is on disk.
+    Saved { path: &'a Path },
+    /// Something the user should know: a skipped step, a change by `control.toml`.
+    Notice { message: &'a str },
+}
+
+/// Who hears of it.
+pub trait Observer {
+    fn hear(&mut self, event: Event);
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// All steps are done.
+    Finished,
+    /// `--stop-after` or `control.toml` said so; the state is saved.
+    Stopped,
+    /// The process was asked to end; the state is saved.
+    Interrupted,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Summary {
+    pub steps: u64,
+    pub tokens: u64,
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    pub train_loss: Option<f64>,
+    pub val_loss: Option<f64>,
+    pub val_bpb: Option<f64>,
+    pub parameters: usize,
+    pub peak_memory_bytes: u64,
+    pub checkpoint: Option<PathBuf>,
+    #[serde(skip)]
+    pub sample: Option<String>,
+}
+
+/// A run, ready to go on.
+pub struct Trainer {
+    config: RunConfig,
+    folder: RunFolder,
+    model: Gpt,
+    tokenizer: Arc<Tokenizer>,
+    params: Params,
+    grads: Grads,
+    moments: Moments,
+    plan: Plan,
+    arena: Arena,
+    loader: Loader,
+    validation: Corpus,
+    communicator: Box<dyn Communicator>,
+    guard: Guard,
+    control: Control,
+    control_file: ControlFile,
+    metrics: Metrics,
+    step: u64,
+    tokens: u64,
+    last_train_loss: Option<f64>,
+}
+
+/// Tokens of a sample during training.
+const SAMPLE_TOKENS: usize = 96;
+
+/// The two splits of a run's data.
+pub struct Corpora {
+    pub train: Corpus,
+    pub validation: Corpus,
+}
+
+/// Opens the data of `config`, training and validation.
+///
+/// # Errors
+/// What the sources refuse: missing, empty or broken files, too little text.
+pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Result<Corpora> {
+    let open = |split: Split| {
+        let options = LoaderOptions {
+            packing: config.data.packing,
+            seed: config.train.seed,
+            split,
+            val_fraction: config.data.val_fraction,
+            tokenizer_digest: Some(tokenizer.digest()),
+            ..LoaderOptions::new(config.train.rows, config.train.seq_len)
+        };
+        Corpus::open(&config.data.sources, tokenizer.clone(), options)
+    };
+    let corpora = Corpora { train: open(Split::Train)?, validation: open(Split::Validation)? };
+    corpora.train.packer(None)?.next_batch()?;
+    corpora.validation.packer(None)?.next_batch().map_err(|error| {
+        user_error!("the validation split is too small ({error:#}); raise data.val_fraction or lower train.rows")
+    })?;
+    Ok(corpora)
+}
+
+/// Refuses a run that does not fit the machine's memory.
+///
+/// # Errors
+/// Both numbers and what to change.
+pub fn check_memory(config: &RunConfig, model: &Gpt) -> anyhow::Result<()> {
+    let need = estimate::estimate(config, model, false).memory_bytes as u64;
+    let (available, _) = device::host_memory_bytes();
+    if need > available {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        user_bail!(
+            "this run needs about {:.1} GiB and {:.1} GiB are available; lower train.rows, train.seq_len or the depth, or set train.recompute=true",
+            gib(need),
+            gib(available)
+        );
+    }
+    Ok(())
+}
+
+impl Trainer {
+    /// A run from the beginning, in a new folder.
+    ///
+    /// # Errors
+    /// What the folder or the data refuse.
+    pub fn start(config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
+        let model = Gpt::new(config.model.clone(), config.device.dtype)?;
+        check_memory(&config, &model)?;
+        let corpora = open_data(&config, &tokenizer)?;
+        let folder = RunFolder::create(path, &config)?;
+        let params = model.init(config.device.dtype, config.train.seed);
+        let control = Control::new(config.loss.lm.weight);
+        Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, None)
+    }
+
+    /// A run that goes on from its newest checkpoint, or from the one `back` before it.
+    ///
+    /// # Errors
+    /// A folder without a run or checkpoint, a damaged checkpoint, or data that changed.
+    pub fn resume(path: &Path, back: usize) -> anyhow::Result<Trainer> {
+        let (folder, config) = RunFolder::open(path)?;
+        let dir = folder.nth_newest(back)?;
+        let LoadedModel { model, params, tokenizer, .. } = checkpoint::load_model(&dir, config.device.dtype)?;
+        if *model.config() != config.model {
+            user_bail!("{} holds another model than {}/config.toml describes", dir.display(), path.display());
+        }
+        let Some(tokenizer) = tokenizer.map(Arc::new) else { user_bail!("{} holds no tokenizer.json", dir.display()) };
+        check_memory(&config, &model)?;
+        let mut moments = Moments::zeros(&params);
+        let state = state::load(&dir, &model, &mut moments)?;
+        if state.tokenizer_digest != tokenizer.digest() {
+            user_bail!("the tokenizer in {} is not the one that the run was trained with", dir.display());
+        }
+        let corpora = open_data(&config, &tokenizer)?;
+        let control = state.control.clone();
+        Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, Some((state, moments)))
+    }
+
+    #[allow(clippy::too_many_arguments)] // the one place where a run's parts come together
+    fn assemble(
+        config: RunConfig,
+        folder: RunFolder,
+        model: Gpt,
+        tokenizer: Arc<Tokenizer>,
+        params: Params,
+        corpora: Corpora,
+        control: Control,
+        past: Option<(TrainState, Moments)>,
+    ) -> anyhow::Result<Trainer> {
+        let dtype = config.device.dtype;
+        let train = &config.train;
+        let plan = Plan::new(train.optimizer, model.layout(), config.model.width, train.lr_scale, train.weight_decay);
+        let grads = Grads::zeros(model.layout().clone(), dtype);
+        // Address space only: twice the estimate, so that a short estimate costs nothing but pages.
+        let arena = Arena::new(2 * estimate::activation_bytes(&config) + (64 << 20))?;
+        let (state, moments) = match past {
+            Some((state, moments)) => (Some(state), moments),
+            None => (None, Moments::zeros(&params)),
+        };
+        let loader = corpora.train.start(state.as_ref().map(|s| &s.loader))?;
+        let step = state.as_ref().map_or(0, |s| s.step);
+        let metrics = Metrics::open(folder.path(), step)?;
+        let control_file = ControlFile::create(folder.path(), &control)?;
+        Ok(Trainer {
+            step,
+            tokens: state.as_ref().map_or(0, |s| s.tokens),
+            last_train_loss: state.as_ref().and_then(|s| s.last_train_loss),
+            guard: state.map(|s| s.guard).unwrap_or_default(),
+            validation: corpora.validation,
+            communicator: Box::new(Single),
+            config,
+            folder,
+            model,
+            tokenizer,
+            params,
+            grads,
+            moments,
+            plan,
+            arena,
+            loader,
+            control,
+            control_file,
+            metrics,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// Steps done so far.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The run folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Trains until the schedule, `stop_after` (steps in all) or `interrupted` ends it; saves at the end in any case.
+    ///
+    /// # Errors
+    /// Data that cannot be read, a checkpoint that cannot be written, or too many bad steps in a row.
+    pub fn run(
+        &mut self,
+        stop_after: Option<u64>,
+        interrupted: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> anyhow::Result<(End, Summary)> {
+        let started = Instant::now();
+        let first_tokens = self.tokens;
+        let last = stop_after.map_or(self.config.train.steps, |n| n.min(self.config.train.steps));
+        let mut saved_at = None;
+        let (mut evaluation, mut sample) = (None, None);
+        let end = loop {
+            let stop = self.apply_control(observer)?;
+            if interrupted.load(Ordering::SeqCst) {
+                break End::Interrupted;
+            }
+            if stop {
+                break End::Stopped;
+            }
+            if self.step >= last {
+                break if self.step >= self.config.train.steps { End::Finished } else { End::Stopped };
+            }
+            let mut record = self.train_step()?;
+            let (step, train) = (self.step, &self.config.train);
+            let due = |every: u64| every > 0 && step % every == 0;
+            let at_end = step >= self.config.train.steps;
+            let (due_save, due_sample) = (due(train.save_every), due(train.sample_every) || at_end);
+            if due(train.eval_every) || at_end || std::mem::take(&mut self.control.evaluate) {
+                let result = self.evaluate()?;
+                (record.val_loss, record.val_bpb) = (Some(result.loss), Some(result.bits_per_byte));
+                observer.hear(Event::Evaluated { step, evaluation: &result });
+                evaluation = Some(result);
+            }
+            self.metrics.append(&record)?;
+            observer.hear(Event::Step(&record));
+            if let Some(why) = &record.skipped {
+                observer.hear(Event::Notice { message: &format!("step {step} skipped: {why}") });
+                self.give_up_if_hopeless(why)?;
+            }
+            if due_sample {
+                let text = self.sample()?;
+                observer.hear(Event::Sampled { step, text: &text });
+                sample = Some(text);
+            }
+            if due_save || std::mem::take(&mut self.control.save) {
+                self.save(observer)?;
+                saved_at = Some(step);
+            }
+        };
+        if saved_at != Some(self.step) {
+            self.save(observer)?;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let summary = Summary {
+            steps: self.step,
+            tokens: self.tokens,
+            seconds,
+            tokens_per_second: (self.tokens - first_tokens) as f64 / seconds.max(1e-9),
+            train_loss: self.last_train_loss,
+            val_loss: evaluation.as_ref().map(|e| e.loss),
+            val_bpb: evaluation.as_ref().map(|e| e.bits_per_byte),
+            parameters: self.model.layout().elems(),
+            peak_memory_bytes: device::peak_memory_bytes(),
+            checkpoint: Some(self.folder.checkpoint(self.step)),
+            sample,
+        };
+        Ok((end, summary))
+    }
+
+    /// Takes over what `control.toml` says; true when it asks to stop.
+    fn apply_control(&mut self, observer: &mut dyn Observer) -> anyhow::Result<bool> {
+        match self.control_file.poll() {
+            None => return Ok(false),
+            Some(Err(why)) => {
+                observer.hear(Event::Notice { message: &format!("control.toml is not applied: {why}") });
+                return Ok(false);
+            }
+            Some(Ok(control)) => {
+                if control != self.control {
+                    let message = format!("control.toml applied before step {}", self.step + 1);
+                    observer.hear(Event::Notice { message: &message });
+                }
+                self.control = control;
+            }
+        }
+        let done = Control { evaluate: false, save: false, stop: false, ..self.control.clone() };
+        if done != self.control {
+            self.control_file.write(&done)?;
+        }
+        Ok(std::mem::take(&mut self.control.stop))
+    }
+
+    /// One optimiser step over all its micro-batches.
+    fn train_step(&mut self) -> anyhow::Result<StepRecord> {
+        let started = Instant::now();
+        let batches =
+            (0..self.config.accumulation()).map(|_| self.loader.next_batch()).collect::<anyhow::Result<Vec<_>>>()?;
+        let counted = |batch: &Batch| batch.targets.iter().filter(|&&t| t != IGNORE).count();
+        let targets: usize = batches.iter().map(counted).sum();
+        let mean = 1.0 / (targets.max(1) * self.communicator.world()) as f64;
+        let weight = self.control.loss.lm.weight;
+        let recompute = if self.config.train.recompute { Recompute::Blocks } else { Recompute::Nothing };
+        self.grads.clear();
+        let mut loss_lm = 0.0;
+        for batch in batches {
+            let (rows, targets) = as_rows(batch);
+            let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
+            let losses = self.model.loss(&mut tape, &rows, &targets, weight * mean, recompute);
+            loss_lm += sum_losses(&losses) * mean;
+            drop(losses);
+            tape.backward();
+            drop(tape);
+            self.arena.reset();
+        }
+        self.communicator.all_reduce_sum(self.grads.flat_mut().as_mut_slice::<f32>());
+        let ranges: Vec<_> = self.model.layout().entries().iter().map(|e| e.range()).collect();
+        let squares = sums_of_squares(self.grads.flat(), &ranges);
+        let grad_norm = squares.iter().sum::<f64>().sqrt();
+        let loss = weight * loss_lm;
+        let layout = self.model.layout().clone();
+        let name = |i: usize| layout.entries()[i].name.clone();
+        let seen = Observation { loss, grad_norm, squares: &squares, name: &name };
+        let skipped = self.guard.judge(&seen, self.config.train.spike_sigma).err();
+        let train = &self.config.train;
+        let schedule = Schedule {
+            steps: train.steps,
+            warmup_steps: train.warmup_steps,
+            cooldown_fraction: train.cooldown_fraction,
+        };
+        let lr = schedule.factor(self.step) * self.control.lr_scale;
+        if skipped.is_none() {
+            let clip = (train.clip / grad_norm.max(1e-30)).min(1.0);
+            optim::update(&self.plan, &mut self.params, self.grads.flat(), &mut self.moments, clip, lr);
+        }
+        let step_tokens = train.batch_tokens as u64;
+        self.step += 1;
+        self.tokens += step_tokens;
+        self.last_train_loss = Some(loss).filter(|loss| loss.is_finite());
+        let tokens_per_second = step_tokens as f64 / started.elapsed().as_secs_f64();
+        let flops = self.config.model.train_flops_per_token(train.seq_len) as f64;
+        Ok(StepRecord {
+            step: self.step,
+            tokens: self.tokens,
+            loss,
+            loss_lm,
+            lr: lr * train.lr_scale,
+            grad_norm,
+            tokens_per_second,
+            gflops_per_second: tokens_per_second * flops / 1e9,
+            skipped,
+            ..StepRecord::default()
+        })
+    }
+
+    fn give_up_if_hopeless(&self, why: &str) -> anyhow::Result<()> {
+        let most = self.config.train.bad_steps_max;
+        if self.guard.bad_in_row >= most {
+            bail!(
+                "training stopped at step {}: {most} steps in a row could not be applied, the last because {why}; lower train.lr_scale, or go back with --resume=-1",
+                self.step
+            );
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> anyhow::Result<Evaluation> {
+        let mut packer = self.validation.packer(None)?;
+        bits_per_byte(&self.model, &self.params, &self.arena, &mut packer, self.config.train.eval_tokens)
+    }
+
+    fn sample(&self) -> anyhow::Result<String> {
+        let options = SamplerOptions { temperature: 0.8, top_k: Some(50), top_p: None, seed: self.config.train.seed };
+        let Some(bos) = self.tokenizer.bos() else { return Ok(String::new()) };
+        let sampler = Sampler::new(options)?;
+        let request = Request { prompt: &[bos], tokens_max: SAMPLE_TOKENS, sequence: 0, stop_ids: &[bos] };
+        let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+        let generated = generate(&self.model, &self.params, &sampler, &request, go_on)?;
+        Ok(String::from_utf8_lossy(&self.tokenizer.decode(&generated.tokens)).into_owned())
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> anyhow::Result<()> {
+        let path = self.folder.checkpoint(self.step);
+        let state = TrainState {
+            version: 1,
+            program: concat!("nanochat-gpu ", env!("CARGO_PKG_VERSION")).into(),
+            step: self.step,
+            tokens: self.tokens,
+            updates: self.moments.updates,
+            tokenizer_digest: self.tokenizer.digest(),
+            loader: self.loader.state().clone(),
+            guard: self.guard.clone(),
+            control: Control { evaluate: false, save: false, stop: false, ..self.control.clone() },
+            last_train_loss: self.last_train_loss,
+        };
+        state::save(&path, &self.model, &self.params, &self.moments, &self.tokenizer, &state)?;
+        self.folder.prune(self.config.train.keep, self.step)?;
+        self.metrics.draw()?;
+        observer.hear(Event::Saved { path: &path });
+        Ok(())
+    }
+}
+
+fn as_rows(batch: Batch) -> (Rows, Vec<u32>) {
+    let rows = Rows { tokens: batch.tokens.into(), t: batch.seq_len, doc_start: Some(batch.doc_start.into()) };
+    (rows, batch.targets)
+}
