@@ -56,19 +56,19 @@ fn draw(svg: &mut String, series: &[Series], title: &str) -> Result<(), Box<dyn 
     root.fill(&WHITE)?;
     let (x, y) = ranges(series);
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 20))
+        .caption(title, ("sans-serif", 24))
         .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
+        .x_label_area_size(50)
+        .y_label_area_size(66)
         .build_cartesian_2d(x, y.clone())?;
-    let label = ("sans-serif", 14);
+    let label = ("sans-serif", 17);
     chart
         .configure_mesh()
         .x_desc("step")
         .y_desc("loss (nats)")
         .label_style(label)
         .axis_desc_style(label)
-        .light_line_style(WHITE)
+        .max_light_lines(0)
         .x_label_formatter(&|step| format!("{step}"))
         .draw()?;
     for (i, series) in series.iter().enumerate() {
@@ -138,13 +138,14 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// An exponential average over about a fortieth of the curve, corrected for its start.
+/// An exponential average. It looks back over a tenth of what there is, so that it follows the steep beginning, and over
+/// a fortieth of the curve at most.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mut average = |value: f64| {
-        (sum, weight) = (keep * sum + (1.0 - keep) * value, keep * weight + (1.0 - keep));
-        sum / weight
+    let longest = (points.len() as f64 / 40.0).max(1.0);
+    let mut average = 0.0;
+    let smooth = |(i, &(step, value)): (usize, &(f64, f64))| {
+        average += (value - average) / (i as f64 / 10.0).clamp(1.0, longest);
+        (step, average)
     };
-    points.iter().map(|&(step, value)| (step, average(value))).collect()
+    points.iter().enumerate().map(smooth).collect()
 }
