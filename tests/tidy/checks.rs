@@ -64,7 +64,7 @@ pub fn unsafe_says_why(repo: &Repo) -> Vec<Finding> {
                 return false; // a type
             }
             let is_function = rest.starts_with("fn ") || rest.starts_with("extern \"\" fn ");
-            !(is_function && documents_safety(file, i)) && !comments_above(file, i, "SAFETY:")
+            !(comments_above(file, i, "SAFETY:") || is_function && documents_safety(file, i))
         });
         missing.map(|rest| {
             let remedy = if rest.starts_with("fn ") { "# Safety section" } else { "// SAFETY: comment" };
