@@ -58,6 +58,7 @@ fn draw(svg: &mut String, series: &[Series], title: &str) -> Result<(), Box<dyn 
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 24))
         .margin(14)
+        .margin_right(32)
         .x_label_area_size(50)
         .y_label_area_size(66)
         .build_cartesian_2d(x, y.clone())?;
