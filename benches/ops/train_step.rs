@@ -1,6 +1,7 @@
 //! Whole training steps: forward, loss, backward, AdamW.
 
 use super::{Bench, Work};
+use nanochat_gpu::device::{peak_memory_bytes, resident_memory_bytes};
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::{Gpt, ModelConfig};
 use nanochat_gpu::tape::Tape;
@@ -22,6 +23,7 @@ pub fn rows(bench: &mut Bench) {
             qk_norm: false,
             ..ModelConfig::from_depth(layers, v, t)
         };
+        let before = resident_memory_bytes();
         let model = Gpt::new(config, DType::F32).expect("a valid model");
         let mut params = model.init(DType::F32, 0);
         let mut grads = Grads::zeros(model.layout().clone(), DType::F32);
@@ -43,5 +45,8 @@ pub fn rows(bench: &mut Bench) {
             loss
         });
         arena.reset();
+        // True for a row that runs alone, as `tools/peers/compare-cpu` runs it: the peak is the process's.
+        let peak = peak_memory_bytes().saturating_sub(before);
+        eprintln!("{name}: peak {} MiB above the process before the model", peak >> 20);
     }
 }

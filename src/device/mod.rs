@@ -4,7 +4,7 @@ pub mod cpu;
 
 use std::fmt;
 
-/// The device that a run computes on. The GPU drivers join here; every op holds one `match` on it.
+/// The device that memory lies on and ops run on. The GPU drivers join here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Device {
     /// This machine's processor: vectorised by run-time detection, threaded by rayon.

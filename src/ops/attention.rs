@@ -7,6 +7,7 @@
 //! One task owns one key/value head of one row, so every sum has a fixed order.
 
 use super::rope::Heads;
+use crate::device::Device;
 use crate::device::cpu::{Mat, SharedMut, Threads, WriteMode, dot, matmul_into, max_of, simd};
 use crate::for_float;
 use crate::tensor::{Arena, Float, Tensor};
@@ -72,6 +73,7 @@ impl<'a, F> Rows<'a, F> {
 
 /// `qkv [B T, (H + 2G) D]` -> `[B T, H D]`, with rows of `t` tokens.
 pub fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) -> (Tensor, Saved) {
+    let Device::Cpu = qkv.device();
     let [n, row] = qkv.shape().rows_cols();
     let (Heads { h, g, d }, b) = (heads, n / t);
     assert!(n % t == 0 && row == heads.row_elems() && h % g == 0, "attention of {:?} by {heads:?}", qkv.shape());
@@ -108,6 +110,7 @@ pub fn forward_cached(
     s_len: usize,
     window: Option<usize>,
 ) -> Tensor {
+    let Device::Cpu = q.device();
     let ([t, q_row], Heads { h, g, d }) = (q.shape().rows_cols(), heads);
     assert!(q_row == h * d && t <= s_len && s_len <= k.shape().rows_cols()[0], "cached attention");
     let wide = q.dtype().accumulator();
@@ -211,6 +214,7 @@ fn softmax_step<F: Float>(row: &mut [F], seen: Range<usize>, scale: F, peak: &mu
 
 /// `dout [B T, H D]` -> `dqkv [B T, (H + 2G) D]`.
 pub fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, saved: &Saved) -> Tensor {
+    let Device::Cpu = dout.device();
     let [n, row] = saved.qkv.shape().rows_cols();
     let (g, b) = (heads.g, n / t);
     let wide = dout.dtype().accumulator();

@@ -1,5 +1,6 @@
 //! Embedding: `y_n = table[token_n]`; backward `dtable[token_n] += dy_n`, in the order of `n` for every element.
 
+use crate::device::Device;
 use crate::device::cpu::{SharedMut, simd};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Tensor, TensorMut};
@@ -7,6 +8,7 @@ use rayon::prelude::*;
 
 /// `table [V, C]`, `tokens [N]` below `V` -> `[N, C]`.
 pub fn forward(arena: &Arena, table: &Tensor, tokens: &[u32]) -> Tensor {
+    let Device::Cpu = table.device();
     let [v, c] = table.dims();
     assert!(tokens.iter().all(|&t| (t as usize) < v), "token beyond a vocabulary of {v}");
     let mut y = Tensor::uninit(arena, [tokens.len(), c], table.dtype());
@@ -24,6 +26,7 @@ const COLUMNS: usize = 64;
 
 /// `dtable [V, C] += dy [N, C]` by token.
 pub fn backward(dtable: &mut TensorMut, dy: &Tensor, tokens: &[u32]) {
+    let Device::Cpu = dy.device();
     let [_, c] = dtable.shape().dims();
     for_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();

@@ -1,5 +1,6 @@
 //! The global norm of the gradients, `sqrt(sum g^2)`, by named range, so that a value that is not finite can be named.
 
+use crate::device::Device;
 use crate::device::cpu::simd;
 use crate::for_float;
 use crate::tensor::{Float, Tensor};
@@ -11,6 +12,7 @@ const PARTIAL_ELEMS: usize = 16 * 1024;
 
 /// Sum of squares of each range of `flat` (f32 or f64), in f64. Infinite or NaN where an element is.
 pub fn sums_of_squares(flat: &Tensor, ranges: &[Range<usize>]) -> Vec<f64> {
+    let Device::Cpu = flat.device();
     for_float!(flat.dtype(), F => {
         let flat = flat.as_slice::<F>();
         ranges.iter().map(|range| flat[range.clone()].par_chunks(PARTIAL_ELEMS).map(partial::<F>).collect::<Vec<_>>().iter().sum()).collect()

@@ -2,6 +2,7 @@
 //!
 //! Moves and does: `2 N I O` floating-point operations forward, twice that backward.
 
+use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
 use crate::for_float;
 use crate::tensor::{Arena, Tensor, TensorMut};
@@ -15,6 +16,7 @@ pub struct Saved {
 
 /// `x [N, I]`, `weight [O, I]` -> `[N, O]`.
 pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
+    let Device::Cpu = x.device();
     let ([n, i], [o, i_w]) = (x.shape().rows_cols(), weight.dims());
     assert_eq!(i, i_w, "input width of a linear layer");
     let wide = x.dtype().accumulator();
@@ -29,6 +31,7 @@ pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
 
 /// `dy [N, O]` -> `dx [N, I]`; adds to `dweight [O, I]`.
 pub fn backward(arena: &Arena, dweight: &mut TensorMut, dy: &Tensor, weight: &Tensor, saved: &Saved) -> Tensor {
+    let Device::Cpu = dy.device();
     let dtype = dy.dtype();
     let ([n, o], [_, i]) = (dy.shape().rows_cols(), weight.dims());
     let wide = dtype.accumulator();

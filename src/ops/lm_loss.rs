@@ -5,6 +5,7 @@
 //! `dl = grad_scale (softmax(l) - onehot) (1 - (l / cap)^2)`, `dx = dl W`, `dW += dl^T x`. Backward then only hands `dx` on.
 
 use super::softcap::{cap_slope, cap_value};
+use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul, max_of, simd, sum_zip};
 use crate::for_float;
 use crate::tensor::{Arena, Float, Tensor, TensorMut};
@@ -42,6 +43,7 @@ pub fn forward(
     softcap: Option<f64>,
     mut gradients: Option<Gradients>,
 ) -> (Tensor, Option<Tensor>) {
+    let Device::Cpu = x.device();
     let ([n, c], [v, _]) = (x.shape().rows_cols(), weight.dims());
     assert_eq!(targets.len(), n, "targets");
     assert!(targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "target beyond a vocabulary of {v}");

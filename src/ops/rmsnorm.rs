@@ -3,6 +3,7 @@
 //! Saves `x` and `r`. With `d = dy g`: `dx = r d - x r^3 mean(d x)`, `dg = sum over rows of dy x r`. The residual's own
 //! gradient joins in the same pass. Must move forward 2 (fused: 4), backward 3 (fused: 4) times `N C` elements.
 
+use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd, sum_over_rows, sum_squares, sum_zip};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor, TensorMut};
@@ -19,6 +20,7 @@ pub struct Saved {
 
 /// `x [N, C]`, `gain [C]` -> `y [N, C]`.
 pub fn forward(arena: &Arena, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Saved) {
+    let Device::Cpu = x.device();
     let [n, c] = x.shape().rows_cols();
     let mut y = Tensor::uninit(arena, [n, c], x.dtype());
     let mut rstd = Tensor::uninit(arena, [n], x.dtype().accumulator());
@@ -48,6 +50,7 @@ pub fn forward_add(
     gain: &Tensor,
     eps: f64,
 ) -> (Tensor, Tensor, Saved) {
+    let Device::Cpu = residual.device();
     let [n, c] = residual.shape().rows_cols();
     assert_eq!(delta.shape().rows_cols(), [n, c], "residual and delta");
     let mut x = delta.into_unique(arena);
@@ -125,6 +128,7 @@ pub fn backward(
     gain: &Tensor,
     saved: &Saved,
 ) -> Tensor {
+    let Device::Cpu = dy.device();
     let [n, c] = dy.shape().rows_cols();
     let fused = dsum.is_some();
     let mut dx = match dsum {

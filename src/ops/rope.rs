@@ -5,6 +5,7 @@
 //! and both directions work in place. Frequencies may be rescaled as Llama 3 does.
 
 use super::rmsnorm::{norm_row, norm_row_backward};
+use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd, sum_over_rows};
 use crate::for_dtype;
 use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
@@ -109,6 +110,7 @@ pub fn forward(
     table: &Table,
     norm: Option<QkNorm>,
 ) -> (Tensor, Saved) {
+    let Device::Cpu = qkv.device();
     let [n, row] = qkv.shape().rows_cols();
     assert_eq!(row, heads.row_elems(), "packed row");
     assert!(start + t <= table.positions(), "position {} beyond a table of {}", start + t - 1, table.positions());
@@ -156,6 +158,7 @@ pub fn backward(
     norm: Option<(QkNorm, [TensorMut; 2])>,
     saved: &Saved,
 ) -> Tensor {
+    let Device::Cpu = dqkv.device();
     let mut dqkv = dqkv.into_unique(arena);
     let dtype = dqkv.dtype();
     for_dtype!(dtype, E => {

@@ -1,5 +1,6 @@
 //! Trunk-gradient scale: forward `y = x`, backward `dx = rho * dy`. `rho = 0` turns what reads `y` into a probe.
 
+use crate::device::Device;
 use crate::device::cpu::{GRAIN_ELEMS, simd};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor};
@@ -12,6 +13,7 @@ pub fn forward(x: &Tensor) -> Tensor {
 
 /// `rho * dy`; reuses the bytes of `dy` when nothing else holds them.
 pub fn backward(arena: &Arena, dy: Tensor, rho: f64) -> Tensor {
+    let Device::Cpu = dy.device();
     let mut dx = dy.into_unique(arena);
     for_dtype!(dx.dtype(), E => scale::<E>(dx.as_mut_slice(), <E as Elem>::Acc::from_f64(rho)));
     dx

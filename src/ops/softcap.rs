@@ -1,5 +1,6 @@
 //! Soft-cap: `y = cap * tanh(x / cap)`, backward `dx = dy * (1 - (y / cap)^2)`. Saves `y`.
 
+use crate::device::Device;
 use crate::device::cpu::{GRAIN_ELEMS, simd};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor};
@@ -14,6 +15,7 @@ pub struct Saved {
 
 /// `cap * tanh(x / cap)` of every element, `cap > 0`.
 pub fn forward(arena: &Arena, x: Tensor, cap: f64) -> Tensor {
+    let Device::Cpu = x.device();
     assert!(cap > 0.0, "soft-cap {cap}");
     let mut y = x.into_unique(arena);
     for_dtype!(y.dtype(), E => {
@@ -42,6 +44,7 @@ pub fn cap_slope<F: Float>(y: F, cap: F) -> F {
 
 /// The gradient of the input.
 pub fn backward(arena: &Arena, dy: Tensor, saved: &Saved) -> Tensor {
+    let Device::Cpu = dy.device();
     let mut dx = dy.into_unique(arena);
     for_dtype!(dx.dtype(), E => {
         let cap = <E as Elem>::Acc::from_f64(saved.cap);

@@ -2,6 +2,7 @@
 //!
 //! Saves its input. Backward: `du = dy silu(g)`, `dg = dy u s (1 + g (1 - s))`, `s` the sigmoid of `g`.
 
+use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor};
@@ -16,6 +17,7 @@ pub struct Saved {
 
 /// `gate_up [N, 2F] -> [N, F]`.
 pub fn forward(arena: &Arena, gate_up: &Tensor) -> Tensor {
+    let Device::Cpu = gate_up.device();
     let [n, two_f] = gate_up.shape().rows_cols();
     let f = two_f / 2;
     let mut y = Tensor::uninit(arena, [n, f], gate_up.dtype());
@@ -48,6 +50,7 @@ fn sigmoid<F: Float>(x: F) -> F {
 
 /// `dy [N, F] -> dgate_up [N, 2F]`.
 pub fn backward(arena: &Arena, dy: &Tensor, saved: &Saved) -> Tensor {
+    let Device::Cpu = dy.device();
     let [_, f] = dy.shape().rows_cols();
     let mut d = Tensor::uninit(arena, saved.gate_up.shape(), dy.dtype());
     for_dtype!(d.dtype(), E => rows_backward::<E>(d.as_mut_slice(), dy.as_slice(), saved.gate_up.as_slice(), f));

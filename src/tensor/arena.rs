@@ -4,6 +4,7 @@
 //! nothing is allocated from the system and addresses are stable. On the CPU the range is an anonymous mapping that is
 //! reserved, not committed: only pages that were written take memory.
 
+use crate::device::Device;
 use std::sync::{Arc, Mutex};
 
 /// Every block starts at a multiple of this many bytes: a cache line, and the widest vector load.
@@ -77,6 +78,11 @@ impl Arena {
         Block { arena: self.clone(), ptr, offset, bytes }
     }
 
+    /// Where its blocks lie.
+    pub fn device(&self) -> Device {
+        Device::Cpu
+    }
+
     /// What the arena holds and has held.
     pub fn stats(&self) -> ArenaStats {
         self.inner.state.lock().expect("arena lock").stats
@@ -95,7 +101,7 @@ impl Arena {
 
 /// A block of the arena; returned when dropped.
 pub(super) struct Block {
-    arena: Arena,
+    pub(super) arena: Arena,
     pub(super) ptr: *mut u8,
     offset: usize,
     bytes: usize,

@@ -1,6 +1,7 @@
 //! What a tensor's bytes live in: a block of the step arena, or memory of its own that is shared by views.
 
 use super::arena::Block;
+use crate::device::Device;
 use std::sync::Arc;
 
 /// Bytes behind a tensor. Cloning shares them.
@@ -25,6 +26,14 @@ impl Storage {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Storage::Owned(Arc::new(OwnedBytes { map: map.into() }))
+    }
+
+    /// Where the bytes lie.
+    pub(super) fn device(&self) -> Device {
+        match self {
+            Storage::Arena(block) => block.arena.device(),
+            Storage::Owned(_) => Device::Cpu,
+        }
     }
 
     pub(super) fn ptr(&self) -> *mut u8 {

@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::storage::Storage;
 use super::{DType, Elem, Shape};
+use crate::device::Device;
 use crate::for_dtype;
 use std::fmt;
 use std::sync::Arc;
@@ -65,6 +66,11 @@ impl Tensor {
     /// The storage type.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Where the bytes lie, and so where ops on it run.
+    pub fn device(&self) -> Device {
+        self.storage.device()
     }
 
     /// Number of elements.
