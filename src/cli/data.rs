@@ -1,5 +1,6 @@
 //! `nanochat-gpu data`: prepares token shards and tells what a data specification holds.
 
+use super::output::print;
 use crate::data::prepare::{Counts, Inventory, PrepareOptions, inventory, prepare};
 use crate::data::{ENDLESS_BYTES, VAL_FRACTION};
 use crate::tokenizer::{Codec, Tokenizer};
@@ -87,15 +88,14 @@ fn run_prepare(arguments: &Prepare) -> anyhow::Result<()> {
     let prepared = prepared?;
     let line = |name: &str, counts: &Counts| {
         let Counts { documents, bytes, tokens } = counts;
-        println!("{name:<10} {documents} documents, {bytes} bytes, {tokens} tokens");
+        format!("{name:<10} {documents} documents, {bytes} bytes, {tokens} tokens\n")
     };
-    line("training", &prepared.train);
-    line("validation", &prepared.validation);
-    println!("{} shards in {}", prepared.files.len(), arguments.out.display());
+    let mut text = line("training", &prepared.train) + &line("validation", &prepared.validation);
+    text += &format!("{} shards in {}\n", prepared.files.len(), arguments.out.display());
     if arguments.json {
-        println!("{}", serde_json::to_string(&prepared)?);
+        text += &format!("{}\n", serde_json::to_string(&prepared)?);
     }
-    Ok(())
+    print(text.as_bytes())
 }
 
 fn run_info(arguments: &Info) -> anyhow::Result<()> {
@@ -104,13 +104,14 @@ fn run_info(arguments: &Info) -> anyhow::Result<()> {
     let digest = tokenizer.as_ref().map(Tokenizer::digest);
     let count = |spec: &String| inventory(spec, codec, digest.clone(), ENDLESS_BYTES as u64);
     let held: Vec<Inventory> = arguments.data.iter().map(count).collect::<anyhow::Result<_>>()?;
+    let mut text = String::new();
     for Inventory { name, weight, endless, counts: Counts { documents, bytes, tokens } } in &held {
         let sample = if *endless { " (a sample: built-in data has no end)" } else { "" };
         let tokens = if *tokens > 0 { format!(", {tokens} tokens") } else { String::new() };
-        println!("{name} (weight {weight}): {documents} documents, {bytes} bytes{tokens}{sample}");
+        text += &format!("{name} (weight {weight}): {documents} documents, {bytes} bytes{tokens}{sample}\n");
     }
     if arguments.json {
-        println!("{}", serde_json::json!({ "data": held }));
+        text += &format!("{}\n", serde_json::json!({ "data": held }));
     }
-    Ok(())
+    print(text.as_bytes())
 }

@@ -45,7 +45,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NANOCHAT_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let result = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return refuse(&error),
+    };
+    let result = match command {
         Command::Train(command) => train::run(*command),
         Command::Sample(command) => sample::run(command).map(|()| 0),
         Command::Eval(command) => eval::run(command).map(|()| 0),
@@ -57,13 +61,26 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("nanochat-gpu: {}", one_line(&error));
+            output::note(&format!("nanochat-gpu: {}", one_line(&format!("{error:#}"))));
             ExitCode::from(if is_user_error(&error) { 2 } else { 1 })
         }
     }
 }
 
-/// The whole chain of an error in one line.
-fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+/// Prints help and versions as they are, and of mistakes what is wrong and the tip, in one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print(); // to a reader that may have gone away
+        return ExitCode::from(error.exit_code() as u8);
+    }
+    let text = error.to_string();
+    let end = text.find("Usage:").or(text.find("For more information")).unwrap_or(text.len());
+    let message = one_line(text[..end].trim_start_matches("error: "));
+    output::note(&format!("nanochat-gpu: {message}; --help shows what can be given"));
+    ExitCode::from(2)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -15,6 +15,11 @@ pub fn stream(bytes: &[u8]) -> anyhow::Result<ControlFlow<()>> {
     }
 }
 
+/// Writes a line to standard error, where nobody need read it.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes `bytes`, read or not. Errors: those of [`stream`].
 pub fn print(bytes: &[u8]) -> anyhow::Result<()> {
     stream(bytes).map(|_| ())

@@ -1,14 +1,16 @@
 //! `train`: resolves the configuration, trains or resumes, and shows how it goes.
 
+use super::output::{note, print};
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer, TrainSpec};
 use crate::train::config::{DataConfig, Layers, PRESETS, RunConfig};
 use crate::train::estimate::{Estimate, estimate};
+use crate::train::run_folder::RunFolder;
 use crate::train::trainer::{End, Event, Observer, Summary, Trainer, check_memory, open_data};
 use crate::{data, model::Gpt, tokenizer, user_bail, user_error};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,7 +116,7 @@ pub fn run(command: TrainCommand) -> anyhow::Result<u8> {
     let (end, summary) = trainer.run(command.stop_after, &interrupted, &mut display)?;
     display.finish(end, &summary, trainer.path());
     if command.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        print(format!("{}\n", serde_json::to_string(&summary)?).as_bytes())?;
     }
     Ok(if end == End::Interrupted { 130 } else { 0 })
 }
@@ -123,17 +125,32 @@ fn resume(command: &TrainCommand, back: i64) -> anyhow::Result<Trainer> {
     if back > 0 {
         user_bail!("--resume={back}: write --resume for the newest checkpoint, --resume=-{back} for an earlier one");
     }
-    let layered = command.config.is_some() || !command.sets.is_empty() || command.preset.is_some() || command.dry_run;
-    if layered || !flag_values(command).is_empty() {
-        user_bail!("--resume goes on with the run's own config.toml; give only --out, --stop-after and --json with it");
+    let others = [
+        ("--config", command.config.is_some()),
+        ("--set", !command.sets.is_empty()),
+        ("--preset", command.preset.is_some()),
+        ("--dry-run", command.dry_run),
+    ];
+    let given = others.iter().filter(|(_, given)| *given).map(|(flag, _)| *flag);
+    let given: Vec<&str> = given.chain(flag_values(command).into_iter().map(|(_, _, flag)| flag)).collect();
+    if !given.is_empty() {
+        user_bail!(
+            "--resume goes on with the run's own config.toml, without {}; give only --out, --stop-after and --json",
+            given.join(", ")
+        );
     }
     let Some(out) = &command.out else { user_bail!("--resume needs --out with the run folder") };
-    let threads = std::fs::read_to_string(out.join("config.toml"))
-        .ok()
-        .and_then(|text| RunConfig::from_toml(&text, "config.toml").ok())
-        .map_or(0, |config| config.train.threads);
-    set_threads(threads);
-    Trainer::resume(out, back.unsigned_abs() as usize)
+    let (folder, config) = RunFolder::open(out)?;
+    set_threads(config.train.threads);
+    if back == 0 && folder.is_fresh() {
+        say(command.json, &format!("{} has no checkpoint yet: from the beginning", out.display()));
+        let tokenizer = match &config.data.tokenizer {
+            Some(dir) => Tokenizer::load(Path::new(dir))?,
+            None => train_tokenizer(&config.data, command.json)?,
+        };
+        return Trainer::begin(config, Arc::new(tokenizer), folder);
+    }
+    Trainer::resume(folder, config, back.unsigned_abs() as usize)
 }
 
 /// The flags that are configuration keys, with their values.
@@ -184,7 +201,8 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
     let layers = layers(command)?;
     let data = layers.data()?;
     // Refuse a bad configuration before a tokenizer is trained for it.
-    set_threads(layers.resolve(1)?.train.threads);
+    let mut planned = layers.resolve(1)?;
+    set_threads(planned.train.threads);
     let given = data.tokenizer.as_ref().map(|dir| Tokenizer::load(Path::new(dir))).transpose()?;
     if command.dry_run {
         let config = layers.resolve(given.as_ref().map_or(data.vocab_size, Codec::vocab_size))?;
@@ -197,6 +215,10 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
     if out.join("config.toml").exists() {
         user_bail!("{} already holds a run; go on with it by --resume, or choose another --out", out.display());
     }
+    // So is a run that does not fit the memory.
+    let tokens = given.as_ref().map_or(data.vocab_size, Codec::vocab_size);
+    planned.model.vocab_size = planned.model.vocab_size.max(tokens);
+    check_memory(&planned, &Gpt::new(planned.model.clone(), planned.device.dtype)?)?;
     let tokenizer = Arc::new(match given {
         Some(tokenizer) => tokenizer,
         None => train_tokenizer(&data, command.json)?,
@@ -233,9 +255,9 @@ fn set_threads(threads: usize) {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }
 
-/// Human output: to stdout, or to stderr when stdout is for JSON.
+/// Human output: to stdout, or to stderr when stdout is for JSON. A run does not end because it cannot be written.
 fn say(json: bool, line: &str) {
-    if json { eprintln!("{line}") } else { println!("{line}") }
+    if json { note(line) } else { drop(print(format!("{line}\n").as_bytes())) }
 }
 
 fn show_estimate(config: &RunConfig, estimate: &Estimate, json: bool) -> anyhow::Result<()> {
@@ -270,7 +292,7 @@ fn show_estimate(config: &RunConfig, estimate: &Estimate, json: bool) -> anyhow:
     );
     say(json, &format!("time        about {} on this machine", human_time(estimate.seconds)));
     if json {
-        println!("{}", serde_json::to_string(estimate)?);
+        print(format!("{}\n", serde_json::to_string(estimate)?).as_bytes())?;
     }
     Ok(())
 }
@@ -369,7 +391,6 @@ impl Display {
             End::Finished => self.line(&format!("try: nanochat-gpu sample --checkpoint {path} -p \"Once\"")),
             _ => self.line(&format!("go on: nanochat-gpu train --resume --out {path}")),
         }
-        let _ = std::io::stdout().flush();
     }
 }
 

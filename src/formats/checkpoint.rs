@@ -32,7 +32,8 @@ pub fn load_model(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
     let config_file = dir.join("config.json");
     let name = config_file.display().to_string();
     let text = std::fs::read_to_string(&config_file).map_err(|e| user_error!("cannot read {name}: {e}"))?;
-    let value = serde_json::from_str(&text).map_err(|e| user_error!("{name} is not valid JSON: {e}"))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| user_error!("{name} is not valid JSON: {e}"))?;
     let config = hf::parse_config(&value, &name)?;
     let model = Gpt::new(config, dtype)?;
     let weights = dir.join("model.safetensors");
@@ -42,6 +43,13 @@ pub fn load_model(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
         false => None,
     };
     if let Some(tokenizer) = &tokenizer {
+        let digest = value["nanochat"]["tokenizer_digest"].as_str();
+        if digest.is_some_and(|digest| digest != tokenizer.digest()) {
+            user_bail!(
+                "the tokenizer in {} is not the one that the model was trained with; bring its tokenizer.json back",
+                dir.display()
+            );
+        }
         let (ids, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if ids > rows {
             user_bail!(
@@ -120,11 +128,15 @@ pub fn write_atomically(target: &Path, fill: impl FnOnce(&Path) -> anyhow::Resul
         std::fs::create_dir(&temporary)?;
         fill(&temporary)?;
         seal(&temporary)?;
+        // Aside first: were the old one removed here, a kill meanwhile would leave neither.
+        let replaced = parent.join(format!(".{name}.old"));
+        let _ = std::fs::remove_dir_all(&replaced);
         if target.exists() {
-            std::fs::remove_dir_all(target)?;
+            std::fs::rename(target, &replaced)?;
         }
         std::fs::rename(&temporary, target)?;
         std::fs::File::open(parent)?.sync_all()?;
+        let _ = std::fs::remove_dir_all(&replaced); // else the next opening of the run does
         anyhow::Ok(())
     })();
     if result.is_err() {
@@ -133,6 +145,20 @@ pub fn write_atomically(target: &Path, fill: impl FnOnce(&Path) -> anyhow::Resul
     result.map_err(|error| {
         user_error!("cannot write {}: {error:#}; free some space, earlier checkpoints are whole", target.display())
     })
+}
+
+/// Clears away what [`write_atomically`] left in a folder when its process was killed.
+pub fn remove_unfinished(checkpoints: &Path) {
+    for entry in std::fs::read_dir(checkpoints).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(hidden) = name.strip_prefix('.').filter(|name| name.starts_with("step_")) else { continue };
+        match hidden.strip_suffix(".old").map(|name| checkpoints.join(name)) {
+            // Killed between the two renames: the old one is the only one.
+            Some(target) if !target.exists() => drop(std::fs::rename(entry.path(), target)),
+            None if !hidden.ends_with(".tmp") => {}
+            _ => drop(std::fs::remove_dir_all(entry.path())),
+        }
+    }
 }
 
 /// Writes `checksums` and syncs every file.
@@ -180,8 +206,9 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// What the disk refuses.
 pub fn write_model(dir: &Path, model: &Gpt, params: &Params, tokenizer: &Tokenizer) -> anyhow::Result<()> {
     let ids = hf::SpecialIds { bos: tokenizer.bos(), eos: tokenizer.special("<|assistant_end|>").or(tokenizer.bos()) };
-    let config = serde_json::to_vec_pretty(&hf::config_json(model.config(), ids))?;
-    write_synced(&dir.join("config.json"), &config)?;
+    let mut config = hf::config_json(model.config(), ids);
+    config["nanochat"]["tokenizer_digest"] = tokenizer.digest().into();
+    write_synced(&dir.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
     let views = views(model, params.master());
     safetensors::write(&dir.join("model.safetensors"), &named("", model, &views))?;
     tokenizer.save(dir)?;

@@ -186,16 +186,20 @@ fn windows(value: &Value, layers: usize, max_seq_len: usize) -> (String, usize) 
 /// A missing tensor or another shape, named.
 pub fn read_params(model: &Gpt, reader: &Reader, dtype: DType, file: &str) -> anyhow::Result<Params> {
     let layout = model.layout().clone();
-    let mut params = Params::zeros(layout.clone(), dtype);
-    for (i, entry) in layout.entries().iter().enumerate() {
-        let (shape, values) = reader.floats(&entry.name)?;
-        if shape != entry.shape {
+    // All shapes first: a configuration that lies may ask for more memory than there is.
+    for entry in layout.entries() {
+        let shape = reader.shape(&entry.name)?;
+        if shape != entry.shape.as_slice() {
             user_bail!(
                 "{file}: {} has shape {shape:?}, this model needs {:?}; the file and its configuration do not fit",
                 entry.name,
                 entry.shape
             );
         }
+    }
+    let mut params = Params::zeros(layout.clone(), dtype);
+    for (i, entry) in layout.entries().iter().enumerate() {
+        let (_, values) = reader.floats(&entry.name)?;
         let mut target = params.master_entry_mut(ParamId(i as u32));
         crate::for_float!(dtype.accumulator(), F => {
             for (to, from) in target.as_mut_slice::<F>().iter_mut().zip(&values) {

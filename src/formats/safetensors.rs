@@ -104,6 +104,14 @@ impl Reader {
         self.tensors().tensor(name).is_ok()
     }
 
+    /// Extents of a tensor.
+    ///
+    /// # Errors
+    /// A missing tensor.
+    pub fn shape(&self, name: &str) -> anyhow::Result<Vec<usize>> {
+        Ok(self.tensor(name)?.shape().to_vec())
+    }
+
     /// Elements of a 32- or 64-bit integer tensor.
     ///
     /// # Errors

@@ -34,6 +34,10 @@ pub struct ModelConfig {
     pub document_mask: bool,
 }
 
+/// Largest width of anything in a model: a bound that keeps every product of extents in range.
+pub const EXTENT_MAX: usize = 1 << 20;
+/// Most layers of a model.
+pub const LAYERS_MAX: usize = 1000;
 /// Longest context any model here has.
 pub const SEQ_LEN_MAX: usize = 16_384;
 
@@ -130,6 +134,18 @@ impl ModelConfig {
                 return fail(format!("model.{key} is 0; it must be at least 1"));
             }
         }
+        for (key, value, most) in [
+            ("layers", self.layers, LAYERS_MAX),
+            ("width", self.width, EXTENT_MAX),
+            ("heads", self.heads, EXTENT_MAX),
+            ("head_dim", self.head_dim, 1024),
+            ("heads x head_dim", self.heads.saturating_mul(self.head_dim), EXTENT_MAX),
+            ("ffn_width", self.ffn_width, EXTENT_MAX),
+        ] {
+            if value > most {
+                return fail(format!("model.{key} = {value} is above {most}; lower it"));
+            }
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!(
                 "model.kv_heads = {} does not divide model.heads = {}; choose a divisor",
@@ -155,7 +171,7 @@ impl ModelConfig {
             return fail(format!("model.softcap = {} must be 0 (none) or positive", self.softcap));
         }
         if self.vocab_size > (u32::MAX - 1) as usize {
-            return fail(format!("model.vocab_size = {} is too large", self.vocab_size));
+            return fail(format!("model.vocab_size = {} is too large; lower it", self.vocab_size));
         }
         Ok(())
     }

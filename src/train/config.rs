@@ -6,6 +6,7 @@
 use super::optim::Kind;
 use crate::data::Packing;
 use crate::model::ModelConfig;
+use crate::model::config::{EXTENT_MAX, LAYERS_MAX};
 use crate::tensor::DType;
 use crate::{user_bail, user_error};
 use serde::{Deserialize, Serialize};
@@ -138,6 +139,9 @@ pub struct LossPart {
     pub weight: f64,
 }
 
+/// Most tokens of an optimiser step: a bound that keeps every product of extents in range.
+const TOKENS_MAX: usize = 1 << 40;
+
 const DEFAULTS: &str = "
 [model]
 depth = 4
@@ -234,6 +238,10 @@ impl Layers {
         for layer in &self.layers {
             merge(&mut merged, layer.clone());
         }
+        // One source may be written without the brackets.
+        if let Value::String(source) = &merged["data"]["sources"] {
+            merged["data"]["sources"] = Value::Array(vec![Value::String(source.clone())]);
+        }
         merged
     }
 
@@ -254,15 +262,15 @@ impl Layers {
         let seq_len = integer(&merged, "train", "seq_len")?.unwrap_or(256);
         let model = table(&mut merged, "model");
         let depth = match model.remove("depth") {
-            Some(Value::Integer(depth)) if (1..=1000).contains(&depth) => depth as usize,
-            Some(other) => user_bail!("model.depth = {other} must be a whole number from 1 to 1000"),
+            Some(Value::Integer(depth)) if (1..=LAYERS_MAX as i64).contains(&depth) => depth as usize,
+            Some(other) => user_bail!("model.depth = {other} must be a whole number from 1 to {LAYERS_MAX}"),
             None => unreachable!("the defaults have a depth"),
         };
         let model = resolve_model(model, depth, vocab_size, seq_len)?;
         let train = table(&mut merged, "train");
         fill(train, "rows", || (2048 / seq_len).max(1) as i64);
         let rows = count(train, "train.rows")?;
-        fill(train, "batch_tokens", || (rows * seq_len) as i64);
+        fill(train, "batch_tokens", || rows.saturating_mul(seq_len).min(i64::MAX as usize) as i64);
         let steps = count(train, "train.steps")? as i64;
         fill(train, "warmup_steps", || 40.min(steps / 5));
         for key in ["eval_every", "save_every", "sample_every"] {
@@ -296,6 +304,9 @@ fn resolve_model(model: &Table, depth: usize, vocab_size: usize, seq_len: usize)
     };
     let mut derived = ModelConfig::from_depth(depth, vocab_size, seq_len.max(1));
     if let Some(width) = given("width")? {
+        if width > EXTENT_MAX {
+            user_bail!("model.width = {width} is above {EXTENT_MAX}; lower it");
+        }
         derived.width = width;
         derived.ffn_width = ModelConfig::default_ffn_width(width);
         derived.head_dim = if width < 256 { 32 } else { 64 };
@@ -350,7 +361,16 @@ impl RunConfig {
     /// The first such value, with the remedy.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.model.validate()?;
-        let RunConfig { model, train, data, loss, .. } = self;
+        let RunConfig { model, train, data, device, loss } = self;
+        if device.kind != "cpu" {
+            user_bail!("device.kind = {:?} is not known here; cpu is", device.kind);
+        }
+        if device.dtype == DType::F64 {
+            user_bail!("device.dtype = \"f64\" is for checks only; train in f32 or bf16");
+        }
+        if data.sources.is_empty() {
+            user_bail!("data.sources is empty; name data, or leave it out for the built-in ones");
+        }
         if train.seq_len > model.max_seq_len {
             user_bail!(
                 "train.seq_len = {} is beyond model.max_seq_len = {}; lower --seq-len or raise model.max_seq_len",
@@ -371,7 +391,16 @@ impl RunConfig {
                 user_bail!("{key} is 0; it must be at least 1");
             }
         }
-        let micro = train.rows * train.seq_len;
+        let tokens = |rows: usize, seq_len: usize| rows.checked_mul(seq_len).filter(|&tokens| tokens <= TOKENS_MAX);
+        let Some(micro) = tokens(train.rows, train.seq_len) else {
+            user_bail!("train.rows = {} is too large; lower it", train.rows)
+        };
+        if train.batch_tokens > TOKENS_MAX {
+            user_bail!("train.batch_tokens = {} is above {TOKENS_MAX}; lower it", train.batch_tokens);
+        }
+        if train.steps.checked_mul(train.batch_tokens as u64).is_none_or(|tokens| tokens > i64::MAX as u64) {
+            user_bail!("train.steps = {} is too large; lower it", train.steps);
+        }
         if !train.batch_tokens.is_multiple_of(micro) {
             user_bail!(
                 "train.batch_tokens = {} is not a multiple of rows x seq_len = {} x {} = {micro}; choose a multiple",
@@ -430,7 +459,7 @@ fn one_line(error: &dyn std::fmt::Display) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn merge(into: &mut Table, from: Table) {
+pub(super) fn merge(into: &mut Table, from: Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(Value::Table(into)), Value::Table(from)) => merge(into, from),

@@ -5,11 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use toml::Table;
 
 /// What `control.toml` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Control {
     /// Multiplies every learning rate, on top of `train.lr_scale`.
     pub lr_scale: f64,
@@ -36,12 +36,6 @@ pub struct ControlLoss {
     pub weight: f64,
 }
 
-impl Default for Control {
-    fn default() -> Control {
-        Control::new(1.0)
-    }
-}
-
 impl Control {
     /// Nothing changed, with the configured weight of the language-model loss.
     pub fn new(lm_weight: f64) -> Control {
@@ -59,10 +53,10 @@ impl Control {
     }
 }
 
-/// The file and when it was last read.
+/// The file and what it last held. Its time would not do: an edit within a tick of the clock would be missed.
 pub struct ControlFile {
     path: PathBuf,
-    seen: Option<SystemTime>,
+    seen: String,
 }
 
 impl ControlFile {
@@ -71,21 +65,21 @@ impl ControlFile {
     /// # Errors
     /// What the disk refuses.
     pub fn create(run: &Path, control: &Control) -> anyhow::Result<ControlFile> {
-        let mut file = ControlFile { path: run.join("control.toml"), seen: None };
+        let mut file = ControlFile { path: run.join("control.toml"), seen: String::new() };
         file.write(control)?;
         Ok(file)
     }
 
     /// The new content if the file was changed since it was last read or written, or what is wrong with it.
-    pub fn poll(&mut self) -> Option<Result<Control, String>> {
-        let modified = std::fs::metadata(&self.path).and_then(|m| m.modified()).ok()?;
-        if self.seen == Some(modified) {
+    /// A key that it leaves out stays as in `now`: an editor may empty a file before it fills it.
+    pub fn poll(&mut self, now: &Control) -> Option<Result<Control, String>> {
+        let text = std::fs::read_to_string(&self.path).ok()?;
+        if text == self.seen {
             return None;
         }
-        self.seen = Some(modified);
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        let parsed = toml::from_str::<Control>(&text).map_err(|e| e.message().to_string());
-        Some(parsed.and_then(|control| control.check().map(|()| control)))
+        let changed = change(now, &text);
+        self.seen = text;
+        Some(changed)
     }
 
     /// Writes `control`, so that the file says what is applied.
@@ -96,7 +90,16 @@ impl ControlFile {
         let text = toml::to_string(control).expect("plain values");
         let text = format!("# Edit while training runs: applied before the next step.\n{text}");
         crate::formats::checkpoint::replace_file(&self.path, text.as_bytes())?;
-        self.seen = std::fs::metadata(&self.path).and_then(|m| m.modified()).ok();
+        self.seen = text;
         Ok(())
     }
+}
+
+/// `now` with what `text` says, or what is wrong with it.
+fn change(now: &Control, text: &str) -> Result<Control, String> {
+    let changes = text.parse::<Table>().map_err(|e| e.message().to_string())?;
+    let mut merged = Table::try_from(now).expect("plain values");
+    super::config::merge(&mut merged, changes);
+    let control: Control = merged.try_into().map_err(|e: toml::de::Error| e.message().to_string())?;
+    control.check().map(|()| control)
 }

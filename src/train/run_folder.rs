@@ -38,7 +38,14 @@ impl RunFolder {
             user_error!("cannot read {}: {e}; --resume needs --out with an existing run", file.display())
         })?;
         let config = RunConfig::from_toml(&text, &file.display().to_string())?;
-        Ok((RunFolder::lock(path)?, config))
+        let folder = RunFolder::lock(path)?;
+        checkpoint::remove_unfinished(&path.join("checkpoints"));
+        Ok((folder, config))
+    }
+
+    /// Whether there is no checkpoint yet.
+    pub fn is_fresh(&self) -> bool {
+        checkpoint::list(&self.path.join("checkpoints")).is_empty()
     }
 
     fn lock(path: &Path) -> anyhow::Result<RunFolder> {

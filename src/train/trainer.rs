@@ -15,7 +15,7 @@ use crate::device;
 use crate::dist::{Communicator, Single};
 use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::{self, LoadedModel};
-use crate::infer::{Request, Sampler, SamplerOptions, generate};
+use crate::infer::{Request, Sampler, SamplerOptions, check_vocabulary, generate};
 use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
 use crate::ops::grad_norm::sums_of_squares;
@@ -156,21 +156,32 @@ impl Trainer {
     /// # Errors
     /// What the folder or the data refuse.
     pub fn start(config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
+        check_memory(&config, &Gpt::new(config.model.clone(), config.device.dtype)?)?;
+        open_data(&config, &tokenizer)?;
+        let folder = RunFolder::create(path, &config)?;
+        Trainer::begin(config, tokenizer, folder)
+    }
+
+    /// A run from the beginning, in a folder that has its `config.toml` already.
+    ///
+    /// # Errors
+    /// What the data refuse, or a tokenizer that does not fit the model.
+    pub fn begin(config: RunConfig, tokenizer: Arc<Tokenizer>, folder: RunFolder) -> anyhow::Result<Trainer> {
         let model = Gpt::new(config.model.clone(), config.device.dtype)?;
         check_memory(&config, &model)?;
+        check_vocabulary(&*tokenizer, &config.model)?;
         let corpora = open_data(&config, &tokenizer)?;
-        let folder = RunFolder::create(path, &config)?;
         let params = model.init(config.device.dtype, config.train.seed);
         let control = Control::new(config.loss.lm.weight);
         Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, None)
     }
 
-    /// A run that goes on from its newest checkpoint, or from the one `back` before it.
+    /// A run that goes on in an opened folder from its newest checkpoint, or from the one `back` before it.
     ///
     /// # Errors
-    /// A folder without a run or checkpoint, a damaged checkpoint, or data that changed.
-    pub fn resume(path: &Path, back: usize) -> anyhow::Result<Trainer> {
-        let (folder, config) = RunFolder::open(path)?;
+    /// Too few checkpoints, a damaged one, or data that changed.
+    pub fn resume(folder: RunFolder, config: RunConfig, back: usize) -> anyhow::Result<Trainer> {
+        let path = folder.path();
         let dir = folder.nth_newest(back)?;
         let LoadedModel { model, params, tokenizer, .. } = checkpoint::load_model(&dir, config.device.dtype)?;
         if *model.config() != config.model {
@@ -326,7 +337,7 @@ impl Trainer {
 
     /// Takes over what `control.toml` says; true when it asks to stop.
     fn apply_control(&mut self, observer: &mut dyn Observer) -> anyhow::Result<bool> {
-        match self.control_file.poll() {
+        match self.control_file.poll(&self.control) {
             None => return Ok(false),
             Some(Err(why)) => {
                 observer.hear(Event::Notice { message: &format!("control.toml is not applied: {why}") });

@@ -1,4 +1,5 @@
-//! Training: the optimisers, and what a run leaves behind.
+//! Training: the optimisers, the trainer, and what a run leaves behind.
 
 mod optim;
 mod plot;
+mod trainer;
