@@ -158,7 +158,7 @@ recompute = false
 threads = 0
 spike_sigma = 8.0
 bad_steps_max = 5
-optimizer = 'adamw'
+optimizer = 'muon'
 [data]
 sources = ['synthetic']
 val_fraction = 0.02
