@@ -2,7 +2,7 @@
 
 use super::output::{note, print};
 use crate::tensor::DType;
-use crate::tokenizer::{Codec, Tokenizer, TrainSpec};
+use crate::tokenizer::{Codec, Tokenizer, TrainError, TrainSpec};
 use crate::train::config::{DataConfig, Layers, PRESETS, RunConfig};
 use crate::train::estimate::{Estimate, estimate};
 use crate::train::run_folder::RunFolder;
@@ -232,8 +232,14 @@ fn train_tokenizer(data: &DataConfig, json: bool) -> anyhow::Result<Tokenizer> {
     let started = Instant::now();
     let documents = data::open_documents(&data.sources)?.collect::<anyhow::Result<Vec<_>>>()?;
     let bytes: usize = documents.iter().map(Vec::len).sum();
-    let (tokenizer, report) = tokenizer::train(documents.into_iter(), &TrainSpec::new(data.vocab_size))
-        .map_err(|error| user_error!("cannot train a tokenizer on {}: {error}", data.sources.join(", ")))?;
+    let (tokenizer, report) =
+        tokenizer::train(documents.into_iter(), &TrainSpec::new(data.vocab_size)).map_err(|error| {
+            let remedy = match &error {
+                TrainError::VocabularyTooSmall { minimum, .. } => format!("; give --vocab-size {minimum} or more"),
+                _ => String::new(),
+            };
+            user_error!("cannot train a tokenizer on {}: {error}{remedy}", data.sources.join(", "))
+        })?;
     let seconds = started.elapsed().as_secs_f64();
     say(
         json,

@@ -39,31 +39,41 @@ pub fn estimate(config: &RunConfig, model: &Gpt, timed: bool) -> Estimate {
     Estimate { parameters, state_bytes, activation_bytes, memory_bytes, tokens, flops, seconds }
 }
 
-/// Bytes that a micro-batch's activations take at most, saved values and the widest backward op together.
+/// Most bytes that a micro-batch's activations take: the most of what is alive in the loss and in the steps of a block's
+/// backward, of which the last block's come when everything before it is still saved.
 pub fn activation_bytes(config: &RunConfig) -> usize {
-    let (m, rows) = (&config.model, config.train.rows);
-    let n = rows * config.train.seq_len;
-    let size = config.device.dtype.size_bytes();
-    let wide = config.device.dtype.accumulator().size_bytes();
-    let row = (m.heads + 2 * m.kv_heads) * m.head_dim;
-    let block = block_elems(m, row) * size + (m.heads + 2 + m.heads + m.kv_heads) * wide;
-    // Residual stream, its gradient, the norm before the head, and the loss's own chunk of logits.
-    let ends = 5 * m.width * size;
-    let logits = lm_loss::chunk_rows(m.vocab_size).min(n) * m.vocab_size * wide;
-    // Backward of the feed-forward half holds three gradients of its width; attention two packed rows.
-    let backward = (3 * m.ffn_width + 2 * row.max(m.width)) * size;
-    // Matrix products widen bf16 operands: activations and weights of one layer, and the head's.
-    let widened = if size == wide {
-        0
-    } else {
-        let weights = (2 * m.ffn_width).max(row) * m.width;
-        n * (2 * m.ffn_width + row + 2 * m.width) * wide + (weights + 2 * m.vocab_size * m.width) * wide
+    let (m, train) = (&config.model, &config.train);
+    let n = train.rows * train.seq_len;
+    let (c, f, v) = (m.width, m.ffn_width, m.vocab_size);
+    let (q, row) = (m.heads * m.head_dim, (m.heads + 2 * m.kv_heads) * m.head_dim);
+    let (size, wide) = (config.device.dtype.size_bytes(), config.device.dtype.accumulator().size_bytes());
+    // Products of narrow operands widen them first, into copies.
+    let copy = if size == wide { 0 } else { wide };
+    let scalars = 2 + m.heads + if m.qk_norm { m.heads + m.kv_heads } else { 0 };
+    let block = block_elems(m, row) * size + scalars * wide;
+    let (at_loss, at_block) = match train.recompute {
+        false => (m.layers * block, m.layers * block),
+        true => (m.layers * c * size, m.layers * c * size + block),
     };
-    let saved = match config.train.recompute {
-        false => m.layers * block,
-        true => m.layers * m.width * size + block,
-    };
-    n * (saved + ends + backward) + logits + widened
+    // The stream and its norm, the gradient of the norm, a chunk of logits.
+    let loss = n * (at_loss + 2 * c * size + c * wide + 2 * wide + if copy > 0 { c * (copy + size) } else { 0 })
+        + lm_loss::chunk_rows(v).min(n) * v * wide
+        + v * c * copy;
+    // Backward of `[n, i] -> [n, o]` beyond its input and the gradient that arrives.
+    let linear = |o: usize, i: usize| n * (i * size + (o + i) * copy) + o * i * copy;
+    // The gradient of the stream is alive in all of a block; what was saved goes once it is used.
+    let held = |freed: usize, gradient: usize| n * (at_block + (c + gradient) * size - freed * size);
+    let in_block = [
+        held(0, 0) + linear(c, f),
+        held(0, 2 * f),
+        held(3 * f, 2 * f) + linear(2 * f, c),
+        held(3 * f + 2 * c, 0) + linear(c, q),
+        held(3 * f + 2 * c, q + row) + n * 2 * (row + q) * copy,
+        held(3 * f + 2 * c + q + row, row) + linear(row, c),
+    ];
+    let most = in_block.into_iter().fold(loss, usize::max);
+    // Blocks of the arena are rounded up: 2 % and a page for small models.
+    most + most / 50 + 4096
 }
 
 /// Elements that a block saves per token: two sums, two norms, packed rows (twice with QK-norm), attention's output, gate,

@@ -134,25 +134,33 @@ fn recomputing_changes_no_bit() {
 #[test]
 fn accumulated_micro_batches_equal_one_large_one() {
     let folder = tempfile::tempdir().unwrap();
-    // Streams keep their places in rows, so that four batches of one row hold other tokens than one of four: all rows
-    // are made alike here by a document per row.
-    let tokens = tokenizer();
-    let documents: String = (0..800).map(|i| format!("{{\"text\": \"{} and on and on and on\"}}\n", i % 7)).collect();
-    let data = folder.path().join("rows.jsonl");
-    std::fs::write(&data, documents).unwrap();
-    assert!(tokens.vocab_size() > 256);
-    let losses = |rows: usize| {
+    // All documents are alike and as long as a row, so that any division into micro-batches has the same tokens.
+    let data = folder.path().join("shards");
+    std::fs::create_dir(&data).unwrap();
+    let ids = [&[tokenizer().bos().unwrap()][..], &integers("document", 16, 200)].concat().repeat(200);
+    let header = [20_240_520u32, 1, ids.len() as u32].into_iter().chain([0; 253]);
+    let mut shard: Vec<u8> = header.flat_map(u32::to_le_bytes).collect();
+    shard.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
+    for name in ["train_0.bin", "val_0.bin"] {
+        std::fs::write(data.join(name), &shard).unwrap();
+    }
+    let updated = |rows: usize| {
         let out = folder.path().join(format!("{rows}"));
         let source = format!("data.sources=['{}']", data.display());
-        let more = [&format!("train.rows={rows}")[..], "train.batch_tokens=64", "train.steps=3", &source];
-        let config = config(&more);
+        let more = [&format!("train.rows={rows}")[..], "train.batch_tokens=64", "train.steps=3", "data.packing=bos"];
+        let config = config(&[&more[..], &["train.seq_len=16", "train.warmup_steps=0", &source]].concat());
         assert_eq!(config.accumulation(), 4 / rows);
-        train(&config, &out).1.losses
+        (train(&config, &out).1.losses, load_model(&out, DType::F32).unwrap().params.master().to_f64())
     };
-    let (whole, parts) = (losses(4), losses(1));
-    assert_eq!((whole.len(), parts.len()), (3, 3));
-    // The first loss is at the initial values, where every target costs about ln V whatever it is.
-    assert!((whole[0] - parts[0]).abs() < 1e-2, "{whole:?} {parts:?}");
+    let ((losses, whole), (losses_in_parts, parts)) = (updated(4), updated(1));
+    for (a, b) in losses.iter().zip(&losses_in_parts) {
+        assert!((a - b).abs() <= 1e-4 * a, "{losses:?} {losses_in_parts:?}");
+    }
+    // AdamW divides by the gradient's own size, so that a rounding can turn a step of one near 0: the norm tells.
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut whole.iter().zip(&parts).map(|(a, b)| a - b));
+    let size = norm(&mut whole.iter().copied());
+    assert!(difference <= 1e-3 * size, "{difference:e} of {size:e}");
 }
 
 fn batch_rows(batch: Batch) -> (Rows, Vec<u32>) {
