@@ -63,7 +63,7 @@ pub const KEYS: &[(&str, &str)] = &[
 
 /// A name for a set of values.
 pub const PRESETS: &[(&str, &str)] = &[
-    ("demo", "[model]\ndepth = 3\n[train]\nsteps = 200\nbatch_tokens = 4096\nrows = 16\nseq_len = 256\n"),
+    ("demo", "[model]\ndepth = 3\n[train]\nsteps = 150\nbatch_tokens = 4096\nrows = 16\nseq_len = 256\n"),
     ("shakespeare", "[model]\ndepth = 4\n[train]\nsteps = 1000\nbatch_tokens = 4096\nrows = 16\nseq_len = 256\n"),
 ];
 

@@ -392,7 +392,7 @@ fn later_layers_of_the_configuration_win() {
     let mut layers = Layers::default();
     layers.preset("demo").unwrap();
     let demo = layers.resolve(300).unwrap();
-    assert_eq!((demo.train.steps, demo.train.rows, demo.train.clip, demo.model.layers), (200, 16, 1.0, 3));
+    assert_eq!((demo.train.steps, demo.train.rows, demo.train.clip, demo.model.layers), (150, 16, 1.0, 3));
     layers.file(&file).unwrap();
     layers.set("train.clip=0.25").unwrap();
     layers.set("train.steps=12").unwrap();
