@@ -2,6 +2,7 @@
 
 mod cli;
 mod data;
+mod device;
 mod eval;
 mod infer;
 mod model;

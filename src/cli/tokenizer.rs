@@ -1,7 +1,7 @@
 //! `tokenizer`: trains a tokenizer, encodes and decodes with one, and says what one is.
 
 use super::output::print;
-use crate::tokenizer::{Codec, Pattern, Tokenizer, TrainError, TrainSpec, train};
+use crate::tokenizer::{Codec, Pattern, Tokenizer, TrainError, TrainReport, TrainSpec, train};
 use crate::{data, user_bail, user_error};
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -109,19 +109,7 @@ fn run_train(args: &TrainArgs) -> anyhow::Result<()> {
     let pattern = if args.single_digits { Pattern::Gpt4SingleDigit } else { Pattern::Gpt4 };
     let spec = TrainSpec { pattern, ..TrainSpec::new(args.vocab_size) };
     let began = Instant::now();
-    let mut failure = None;
-    let documents = data::open_documents(&args.data)?;
-    // The trainer wants plain documents: the first failure ends them and is reported in place of the result.
-    let documents = documents.map_while(|document| document.map_err(|error| failure = Some(error)).ok());
-    let trained = train(documents, &spec);
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    let (tokenizer, report) = trained.map_err(|error| match error {
-        TrainError::VocabularyTooSmall { minimum, .. } => user_error!("{error}; give --vocab-size {minimum} or more"),
-        TrainError::EmptyCorpus => user_error!("{}: {error}", args.data.join(" ")),
-        other => user_error!("{other}"),
-    })?;
+    let (tokenizer, report) = train_on(&args.data, &spec)?;
     let path = tokenizer.save(&args.out)?;
     let seconds = began.elapsed().as_secs_f64();
     if args.json {
@@ -146,6 +134,28 @@ fn run_train(args: &TrainArgs) -> anyhow::Result<()> {
         );
     }
     print(text.as_bytes())
+}
+
+/// Trains a tokenizer on the text of `sources`, document by document, so that the text need not fit in memory.
+///
+/// # Errors
+/// What is wrong with the sources, no text in them, or a vocabulary that is too small.
+pub fn train_on(sources: &[String], spec: &TrainSpec) -> anyhow::Result<(Tokenizer, TrainReport)> {
+    let mut failure = None;
+    let documents = data::open_documents(sources)?;
+    // The trainer wants plain documents: the first failure ends them and is reported in place of the result.
+    let documents = documents.map_while(|document| document.map_err(|error| failure = Some(error)).ok());
+    let trained = train(documents, spec);
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let names = sources.join(", ");
+    trained.map_err(|error| match error {
+        TrainError::VocabularyTooSmall { minimum, .. } => {
+            user_error!("cannot train a tokenizer on {names}: {error}; give --vocab-size {minimum} or more")
+        }
+        other => user_error!("cannot train a tokenizer on {names}: {other}"),
+    })
 }
 
 fn run_encode(args: &EncodeArgs) -> anyhow::Result<()> {

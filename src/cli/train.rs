@@ -1,13 +1,15 @@
 //! `train`: resolves the configuration, trains or resumes, and shows how it goes.
 
 use super::output::{note, print};
+use super::tokenizer::train_on;
+use crate::data::Spec;
 use crate::tensor::DType;
-use crate::tokenizer::{Codec, Tokenizer, TrainError, TrainSpec};
+use crate::tokenizer::{Codec, Tokenizer, TrainSpec};
 use crate::train::config::{DataConfig, Layers, PRESETS, RunConfig};
 use crate::train::estimate::{Estimate, estimate};
 use crate::train::run_folder::RunFolder;
-use crate::train::trainer::{End, Event, Observer, Summary, Trainer, check_memory, open_data};
-use crate::{data, model::Gpt, tokenizer, user_bail, user_error};
+use crate::train::trainer::{End, Event, Observer, Summary, Trainer, check_memory};
+use crate::{model::Gpt, user_bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -205,6 +207,7 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
     set_threads(planned.train.threads);
     let given = data.tokenizer.as_ref().map(|dir| Tokenizer::load(Path::new(dir))).transpose()?;
     if command.dry_run {
+        Spec::parse_all(&data.sources)?;
         let config = layers.resolve(given.as_ref().map_or(data.vocab_size, Codec::vocab_size))?;
         let model = Gpt::new(config.model.clone(), DType::F32)?;
         show_estimate(&config, &estimate(&config, &model, true), command.json)?;
@@ -224,26 +227,20 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
         None => train_tokenizer(&data, command.json)?,
     });
     let config = layers.resolve(tokenizer.vocab_size())?;
-    open_data(&config, &tokenizer)?;
     Trainer::start(config, tokenizer, &out).map(Some)
 }
 
 fn train_tokenizer(data: &DataConfig, json: bool) -> anyhow::Result<Tokenizer> {
     let started = Instant::now();
-    let documents = data::open_documents(&data.sources)?.collect::<anyhow::Result<Vec<_>>>()?;
-    let bytes: usize = documents.iter().map(Vec::len).sum();
-    let (tokenizer, report) =
-        tokenizer::train(documents.into_iter(), &TrainSpec::new(data.vocab_size)).map_err(|error| {
-            let remedy = match &error {
-                TrainError::VocabularyTooSmall { minimum, .. } => format!("; give --vocab-size {minimum} or more"),
-                _ => String::new(),
-            };
-            user_error!("cannot train a tokenizer on {}: {error}{remedy}", data.sources.join(", "))
-        })?;
+    let (tokenizer, report) = train_on(&data.sources, &TrainSpec::new(data.vocab_size))?;
     let seconds = started.elapsed().as_secs_f64();
     say(
         json,
-        &format!("tokenizer: {} tokens from {:.1} MB in {seconds:.1} s", tokenizer.vocab_size(), bytes as f64 / 1e6),
+        &format!(
+            "tokenizer: {} tokens from {:.1} MB in {seconds:.1} s",
+            tokenizer.vocab_size(),
+            report.bytes as f64 / 1e6
+        ),
     );
     if report.ran_out_of_pairs() {
         say(json, &format!("the text has too few different pairs for {} tokens", data.vocab_size));

@@ -2,7 +2,9 @@
 //!
 //! Every helper splits work by size alone, never by the number of threads, so that results do not depend on it.
 
-use crate::tensor::{Elem, Float};
+#[cfg(target_arch = "x86_64")]
+use super::gemm_avx2::{self, Target, View};
+use crate::tensor::{DType, Elem, Float};
 use rayon::prelude::*;
 use std::sync::LazyLock;
 
@@ -106,6 +108,14 @@ pub fn matmul<F: Float>(c: &mut [F], a: Mat<F>, b: Mat<F>, mode: WriteMode, thre
 /// The elements of `c` must be valid for writes and not accessed by anything else during the call.
 pub unsafe fn matmul_into<F: Float>(c: MatMut<F>, a: Mat<F>, b: Mat<F>, mode: WriteMode, threads: Threads) {
     assert!(a.cols == b.rows && c.rows == a.rows && c.cols == b.cols, "matmul shapes");
+    #[cfg(target_arch = "x86_64")]
+    if F::DTYPE == DType::F32 && gemm_avx2::serves(a.rows) {
+        let view = |m: Mat<F>| View { ptr: m.data.as_ptr().cast(), row_stride: m.row_stride, col_stride: m.col_stride };
+        let target = Target { ptr: c.ptr.cast(), row_stride: c.row_stride };
+        // SAFETY: F is f32; a and b lie inside their slices (checked by `strided`); the caller vouches for c.
+        unsafe { gemm_avx2::run(target, [a.rows, b.cols, a.cols], view(a), view(b), mode, threads) };
+        return;
+    }
     let parallelism = match threads {
         Threads::All => gemm::Parallelism::Rayon(0),
         Threads::One => gemm::Parallelism::None,

@@ -1,6 +1,8 @@
 //! Where memory and work live. Ops ask their tensors for the device and run there; nothing above asks which one it is.
 
 pub mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod gemm_avx2;
 
 use std::fmt;
 

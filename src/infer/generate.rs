@@ -66,7 +66,7 @@ pub fn generate(
         false => (room, Finish::ContextFull),
     };
     let passed = prompt.len().min(PREFILL_TOKENS);
-    let arena = reserve_arena(config, Footprint { tokens: passed, logit_rows: passed, layers: 1 })?;
+    let arena = reserve_arena(config, Footprint { tokens: passed, logit_rows: 1, layers: 1 })?;
     let mut cache = KvCache::new(config, prompt.len() + limit, params.dtype());
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
@@ -111,10 +111,8 @@ pub fn check_prompt(config: &ModelConfig, prompt: &[u32]) -> anyhow::Result<()> 
 fn next_logits(model: &Gpt, params: &Params, arena: &Arena, pending: &[u32], cache: &mut KvCache) -> Vec<f32> {
     let mut last = Vec::new();
     for piece in pending.chunks(PREFILL_TOKENS) {
-        let logits = model.logits_cached(&mut Tape::inference(arena, params), piece, cache);
-        let [t, v] = logits.dims();
-        let row = logits.view((t - 1) * v, [v]).cast(arena, DType::F32);
-        last = row.as_slice::<f32>().to_vec();
+        let logits = model.next_logits(&mut Tape::inference(arena, params), piece, cache);
+        last = logits.cast(arena, DType::F32).as_slice::<f32>().to_vec();
     }
     arena.reset();
     last

@@ -153,18 +153,36 @@ impl Gpt {
         self.head_logits(tape, stream)
     }
 
+    /// Appends tokens to a cached sequence; the logits `[V]` of what follows the last of them.
+    ///
+    /// # Panics
+    /// If there is no token, or the cache or the position table is too short.
+    pub fn next_logits(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Tensor {
+        let c = self.config.width;
+        let h = self.stream_cached(tape, tokens, cache).settle(tape);
+        let last = tape.input(h.value().view((tokens.len() - 1) * c, [1, c]));
+        drop(h);
+        let logits = self.head_logits(tape, Stream::new(last));
+        logits.view(0, [self.config.vocab_size])
+    }
+
     /// Logits `[t, V]` of the next tokens of a cached sequence.
     ///
     /// # Panics
     /// If the cache or the position table is too short.
     pub fn logits_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Tensor {
+        let stream = self.stream_cached(tape, tokens, cache);
+        self.head_logits(tape, stream)
+    }
+
+    fn stream_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Stream {
         let t = tokens.len();
         let mut stream = Stream::new(tape.embedding(self.embedding, &Arc::from(tokens)));
         for block in &self.blocks {
             stream = block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cache));
         }
         cache.advance(t);
-        self.head_logits(tape, stream)
+        stream
     }
 
     fn head_logits(&self, tape: &mut Tape, stream: Stream) -> Tensor {

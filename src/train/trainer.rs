@@ -151,26 +151,39 @@ pub fn check_memory(config: &RunConfig, model: &Gpt) -> anyhow::Result<()> {
 }
 
 impl Trainer {
-    /// A run from the beginning, in a new folder.
+    /// A run from the beginning, in a new folder, which is only made when model and data are accepted.
     ///
     /// # Errors
-    /// What the folder or the data refuse.
+    /// What the folder or the data refuse, or a tokenizer that does not fit the model.
     pub fn start(config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
-        check_memory(&config, &Gpt::new(config.model.clone(), config.device.dtype)?)?;
-        open_data(&config, &tokenizer)?;
+        let (model, corpora) = Trainer::prepare(&config, &tokenizer)?;
         let folder = RunFolder::create(path, &config)?;
-        Trainer::begin(config, tokenizer, folder)
+        Trainer::fresh(config, tokenizer, folder, model, corpora)
     }
 
     /// A run from the beginning, in a folder that has its `config.toml` already.
     ///
     /// # Errors
-    /// What the data refuse, or a tokenizer that does not fit the model.
+    /// As [`Trainer::start`].
     pub fn begin(config: RunConfig, tokenizer: Arc<Tokenizer>, folder: RunFolder) -> anyhow::Result<Trainer> {
+        let (model, corpora) = Trainer::prepare(&config, &tokenizer)?;
+        Trainer::fresh(config, tokenizer, folder, model, corpora)
+    }
+
+    fn prepare(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Result<(Gpt, Corpora)> {
         let model = Gpt::new(config.model.clone(), config.device.dtype)?;
-        check_memory(&config, &model)?;
-        check_vocabulary(&*tokenizer, &config.model)?;
-        let corpora = open_data(&config, &tokenizer)?;
+        check_memory(config, &model)?;
+        check_vocabulary(&**tokenizer, &config.model)?;
+        Ok((model, open_data(config, tokenizer)?))
+    }
+
+    fn fresh(
+        config: RunConfig,
+        tokenizer: Arc<Tokenizer>,
+        folder: RunFolder,
+        model: Gpt,
+        corpora: Corpora,
+    ) -> anyhow::Result<Trainer> {
         let params = model.init(config.device.dtype, config.train.seed);
         let control = Control::new(config.loss.lm.weight);
         Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, None)
@@ -310,7 +323,9 @@ impl Trainer {
                 observer.hear(Event::Sampled { step, text: &text });
                 sample = Some(text);
             }
-            if due_save || std::mem::take(&mut self.control.save) {
+            // In a row of skipped steps the parameters may be what is wrong: they must not push good checkpoints out.
+            let sound = self.guard.bad_in_row == 0;
+            if (due_save && sound) || std::mem::take(&mut self.control.save) {
                 self.save(observer)?;
                 saved_at = Some(step);
             }

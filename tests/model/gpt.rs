@@ -135,6 +135,12 @@ fn decode_equals_prefill() {
             }
             close("decode", &got, &want, 1e-5).unwrap();
         }
+        // The logits of the last token alone, after a prompt in two pieces.
+        let (mut cache, mut last) = (KvCache::new(&config, 23, DType::F32), Vec::new());
+        for piece in [&tokens[..9], &tokens[9..]] {
+            last = model.next_logits(&mut Tape::inference(&arena, &params), piece, &mut cache).to_f64();
+        }
+        close("next logits", &last, &want[want.len() - config.vocab_size..], 1e-5).unwrap();
     }
 }
 

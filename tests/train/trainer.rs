@@ -244,7 +244,7 @@ fn both_types_and_optimisers_learn() {
 fn a_step_that_is_no_number_is_not_applied_and_its_tensor_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let config = config(&["train.steps=60", "train.bad_steps_max=4"]);
+    let config = config(&["train.steps=60", "train.bad_steps_max=4", "train.save_every=2", "train.keep=2"]);
     go(&mut Trainer::start(config, tokenizer(), &run).unwrap(), Some(5));
     // A value that overflows in the second block alone.
     let checkpoint = run.join("checkpoints/step_000005");
@@ -266,6 +266,11 @@ fn a_step_that_is_no_number_is_not_applied_and_its_tensor_is_named() {
     assert!(!is_user_error(&error) && error.to_string().contains("4 steps in a row"), "{error}");
     assert_eq!(heard.notices.len(), 4, "{:?}", heard.notices);
     assert!(heard.notices[0].contains("step 6 skipped: the loss is NaN; first gradient model."), "{:?}", heard.notices);
+    // Steps 6 and 8 were due for saving, and would have pushed both good checkpoints out.
+    drop(trainer);
+    let (folder, _) = RunFolder::open(&run).unwrap();
+    assert_eq!(folder.nth_newest(0).unwrap(), checkpoint);
+    assert_eq!(folder.nth_newest(1).unwrap(), run.join("checkpoints/step_000004"));
 }
 
 #[test]

@@ -1,0 +1,3 @@
+//! What ops are built from on the processor.
+
+mod matmul;
