@@ -1,0 +1,465 @@
+//! Counters in the terms of Nsight Compute, per operation and in sum.
+//!
+//! Global memory: a request is a warp's access; it touches 32-byte sectors. Shared memory: 32 banks of 4 bytes; an access of
+//! 4, 8 or 16 bytes takes 1, 2 or 4 phases of all, half or a quarter of the lanes; a phase takes as many wavefronts as the
+//! busiest bank has distinct words, and what exceeds one per phase is a bank conflict. Counters are sums, so that it does not
+//! matter which thread counts.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use serde::Serialize;
+
+use crate::address::Space;
+use crate::event::{AccessKind, Run};
+use crate::exec::access::Kind;
+use crate::launch::Launch;
+use crate::memory::Allocation;
+use crate::program::Program;
+use crate::program::op::Class;
+use crate::scalar::lanes::{L64, each};
+
+/// Counts of one operation, or of a kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Warp instructions executed.
+    pub warp_instructions: u64,
+    /// Lane instructions: lanes whose guard held.
+    pub lane_instructions: u64,
+    /// Branches that split a group.
+    pub divergent_branches: u64,
+    /// Arrivals of warps at named barriers.
+    pub barriers: u64,
+    /// Accesses of warps to global and local memory.
+    pub global_requests: u64,
+    /// Sectors of 32 bytes that they touched.
+    pub global_sectors: u64,
+    /// Bytes that their lanes asked for.
+    pub global_bytes_requested: u64,
+    /// Accesses of warps to shared memory.
+    pub shared_requests: u64,
+    /// Phases that they need at best.
+    pub shared_phases: u64,
+    /// Wavefronts that they took.
+    pub shared_wavefronts: u64,
+    /// Bytes that their lanes asked for.
+    pub shared_bytes: u64,
+    /// Lanes of shared atomics that had to wait for another lane at the same word.
+    pub shared_atomic_serialised: u64,
+    /// Multiply-adds of tensor cores.
+    pub tensor_macs: u64,
+    /// Bytes of bulk and tensor copies.
+    pub bulk_bytes: u64,
+}
+
+impl Counts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &Counts) {
+        self.warp_instructions += other.warp_instructions;
+        self.lane_instructions += other.lane_instructions;
+        self.divergent_branches += other.divergent_branches;
+        self.barriers += other.barriers;
+        self.global_requests += other.global_requests;
+        self.global_sectors += other.global_sectors;
+        self.global_bytes_requested += other.global_bytes_requested;
+        self.shared_requests += other.shared_requests;
+        self.shared_phases += other.shared_phases;
+        self.shared_wavefronts += other.shared_wavefronts;
+        self.shared_bytes += other.shared_bytes;
+        self.shared_atomic_serialised += other.shared_atomic_serialised;
+        self.tensor_macs += other.tensor_macs;
+        self.bulk_bytes += other.bulk_bytes;
+    }
+
+    /// Wavefronts beyond the fewest possible.
+    pub fn bank_conflicts(&self) -> u64 {
+        self.shared_wavefronts - self.shared_phases
+    }
+}
+
+/// Counters of one thread of a launch.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    on: bool,
+    by_pc: Vec<Counts>,
+}
+
+/// Sectors that a launch touched, per allocation: a bit each.
+#[derive(Debug, Default)]
+pub struct Footprint {
+    by_allocation: Vec<OnceLock<Box<[AtomicU32]>>>,
+}
+
+impl Footprint {
+    /// Nothing touched yet.
+    pub fn new(allocations: usize) -> Footprint {
+        Footprint { by_allocation: (0..allocations).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn touch(&self, allocation: &Allocation, sector: u64) {
+        let Some(slot) = self.by_allocation.get(allocation.id as usize) else { return };
+        let bits = slot.get_or_init(|| (0..allocation.bytes.div_ceil(1024) + 1).map(|_| AtomicU32::new(0)).collect());
+        let inside = sector - allocation.base / 32;
+        let word = &bits[(inside / 32) as usize];
+        let bit = 1 << (inside % 32);
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Relaxed);
+        }
+    }
+
+    /// Bytes of all sectors touched.
+    pub fn bytes(&self) -> u64 {
+        let touched = self.by_allocation.iter().filter_map(|slot| slot.get());
+        touched.flat_map(|bits| bits.iter()).map(|word| word.load(Relaxed).count_ones() as u64 * 32).sum()
+    }
+}
+
+impl Counters {
+    /// Zero, for a program; nothing is counted when not `on`.
+    pub fn new(program: &Program, on: bool) -> Counters {
+        Counters { on, by_pc: if on { vec![Counts::default(); program.code.len()] } else { Vec::new() } }
+    }
+
+    /// Whether anything is counted.
+    #[inline(always)]
+    pub fn on(&self) -> bool {
+        self.on
+    }
+
+    /// One warp instruction.
+    #[inline(always)]
+    pub fn instruction(&mut self, pc: u32, active: u32) {
+        if self.on {
+            let counts = &mut self.by_pc[pc as usize];
+            counts.warp_instructions += 1;
+            counts.lane_instructions += active.count_ones() as u64;
+        }
+    }
+
+    /// A branch that split its group.
+    pub fn divergent(&mut self, pc: u32) {
+        if self.on {
+            self.by_pc[pc as usize].divergent_branches += 1;
+        }
+    }
+
+    /// A warp's arrival at a barrier.
+    pub fn barrier(&mut self, pc: u32) {
+        if self.on {
+            self.by_pc[pc as usize].barriers += 1;
+        }
+    }
+
+    /// Multiply-adds of a tensor-core instruction.
+    pub fn tensor(&mut self, pc: u32, macs: u64) {
+        if self.on {
+            self.by_pc[pc as usize].tensor_macs += macs;
+        }
+    }
+
+    /// Bytes of a bulk or tensor copy.
+    pub fn bulk(&mut self, pc: u32, bytes: u64) {
+        if self.on {
+            self.by_pc[pc as usize].bulk_bytes += bytes;
+        }
+    }
+
+    /// An access of a warp's threads.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn access(
+        &mut self,
+        pc: u32,
+        space: Space,
+        lanes: u32,
+        addresses: &L64,
+        kind: Kind,
+        allocation: Option<&Allocation>,
+        (runs, launch): (&[Run], &Launch),
+    ) {
+        if !self.on || lanes == 0 {
+            return;
+        }
+        let counts = &mut self.by_pc[pc as usize];
+        let bytes = kind.bytes as u64 * lanes.count_ones() as u64;
+        match space {
+            Space::Global | Space::Local => {
+                counts.global_requests += 1;
+                counts.global_bytes_requested += bytes;
+                if space == Space::Local {
+                    counts.global_sectors += local_sectors(addresses, lanes, kind.bytes as u64);
+                } else {
+                    let sectors = sectors(addresses, lanes, kind.bytes as u64, runs);
+                    counts.global_sectors += sectors.len() as u64;
+                    for sector in sectors.iter() {
+                        match allocation {
+                            Some(allocation) => launch.footprint.touch(allocation, sector),
+                            None => {
+                                let found =
+                                    launch.memory.find(sector * 32).or_else(|| launch.memory.find(sector * 32 + 31));
+                                found.into_iter().for_each(|found| launch.footprint.touch(found, sector));
+                            }
+                        }
+                    }
+                }
+            }
+            Space::Shared => {
+                counts.shared_requests += 1;
+                counts.shared_bytes += bytes;
+                let quick = if kind.bytes <= 4 { single_wavefront(runs) } else { None };
+                let (phases, wavefronts) = quick.unwrap_or_else(|| wavefronts(addresses, lanes, kind.bytes));
+                counts.shared_phases += phases;
+                counts.shared_wavefronts += wavefronts;
+                if kind.kind == AccessKind::Atomic {
+                    counts.shared_atomic_serialised += serialised(addresses, lanes);
+                }
+            }
+            Space::Const | Space::Param => {}
+        }
+    }
+
+    /// Adds another thread's.
+    pub fn merge(&mut self, other: &Counters) {
+        if self.by_pc.len() < other.by_pc.len() {
+            self.by_pc.resize(other.by_pc.len(), Counts::default());
+        }
+        self.on |= other.on;
+        self.by_pc.iter_mut().zip(&other.by_pc).for_each(|(mine, theirs)| mine.add(theirs));
+    }
+
+    /// Sums and ratios for a report; lines too when asked for.
+    pub fn report(&self, program: &Program, footprint: &Footprint, per_line: bool) -> Report {
+        let mut total = Counts::default();
+        let mut mix = BTreeMap::new();
+        let mut lines: BTreeMap<u32, LineCounts> = BTreeMap::new();
+        for (pc, counts) in self.by_pc.iter().enumerate() {
+            total.add(counts);
+            *mix.entry(class_name(program.class[pc])).or_insert(0) += counts.warp_instructions;
+            if per_line && counts.warp_instructions > 0 {
+                let line = &program.lines[pc];
+                let entry = lines.entry(line.ptx).or_insert_with(|| LineCounts {
+                    ptx_line: line.ptx,
+                    text: line.text.clone(),
+                    cuda: line.cuda_file.as_ref().map(|file| format!("{file}:{}", line.cuda_line.unwrap_or(0))),
+                    counts: Counts::default(),
+                });
+                entry.counts.add(counts);
+            }
+        }
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        Report {
+            lane_efficiency: ratio(total.lane_instructions, 32 * total.warp_instructions),
+            sectors_per_request: ratio(total.global_sectors, total.global_requests),
+            global_bytes_moved: 32 * total.global_sectors,
+            global_efficiency: ratio(total.global_bytes_requested, 32 * total.global_sectors),
+            bank_conflicts: total.bank_conflicts(),
+            unique_bytes: footprint.bytes(),
+            instruction_mix: mix,
+            total,
+            lines: lines.into_values().collect(),
+        }
+    }
+}
+
+/// Counters of one PTX line.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LineCounts {
+    /// Line.
+    pub ptx_line: u32,
+    /// Its instruction.
+    pub text: String,
+    /// CUDA source line.
+    pub cuda: Option<String>,
+    /// Counts.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+/// Counters of a launch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Sums.
+    #[serde(flatten)]
+    pub total: Counts,
+    /// Active lanes of an instruction, of 32.
+    pub lane_efficiency: f64,
+    /// Sectors of a request, on average.
+    pub sectors_per_request: f64,
+    /// Bytes of all sectors.
+    pub global_bytes_moved: u64,
+    /// Bytes asked for, of the bytes moved.
+    pub global_efficiency: f64,
+    /// Wavefronts beyond the fewest possible.
+    pub bank_conflicts: u64,
+    /// Bytes of the distinct sectors that the launch touched: what DRAM must move at least.
+    pub unique_bytes: u64,
+    /// Warp instructions by class.
+    pub instruction_mix: BTreeMap<&'static str, u64>,
+    /// Per PTX line, where asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<LineCounts>,
+}
+
+fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Fma => "fma",
+        Class::Alu => "alu",
+        Class::Fp64 => "fp64",
+        Class::Sfu => "sfu",
+        Class::Convert => "convert",
+        Class::Load => "load",
+        Class::Store => "store",
+        Class::Atomic => "atomic",
+        Class::Tensor => "tensor",
+        Class::Control => "control",
+        Class::Sync => "sync",
+        Class::Async => "async",
+        Class::Move => "move",
+    }
+}
+
+/// Distinct sectors of an access: either a run, or a sorted list.
+enum Sectors {
+    Run(u64, u64),
+    List(Vec<u64>),
+}
+
+impl Sectors {
+    fn len(&self) -> usize {
+        match self {
+            Sectors::Run(first, last) => (last - first + 1) as usize,
+            Sectors::List(list) => list.len(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        let (run, list) = match self {
+            Sectors::Run(first, last) => (*first..last + 1, &[][..]),
+            Sectors::List(list) => (0..0, list.as_slice()),
+        };
+        run.chain(list.iter().copied())
+    }
+}
+
+fn sectors(addresses: &L64, lanes: u32, bytes: u64, runs: &[Run]) -> Sectors {
+    let first = addresses.0[lanes.trailing_zeros() as usize & 31];
+    if let [run] = runs {
+        return Sectors::Run(run.address / 32, (run.address + run.bytes as u64 - 1) / 32);
+    }
+    // Neighbours in order without gaps: the usual case.
+    let mut dense = true;
+    let mut last = first;
+    for lane in each(lanes) {
+        let address = addresses.0[lane];
+        dense &= address >= last && address - last <= bytes;
+        last = address;
+    }
+    if dense {
+        return Sectors::Run(first / 32, (last + bytes - 1) / 32);
+    }
+    let mut list = Vec::with_capacity(32);
+    for lane in each(lanes) {
+        let address = addresses.0[lane];
+        (address / 32..=(address + bytes - 1) / 32).for_each(|sector| list.push(sector));
+    }
+    list.sort_unstable();
+    list.dedup();
+    Sectors::List(list)
+}
+
+/// Sectors of an access to local memory, which is laid out word by word across the lanes of a warp.
+fn local_sectors(addresses: &L64, lanes: u32, bytes: u64) -> u64 {
+    let mut list = Vec::with_capacity(32);
+    for lane in each(lanes) {
+        let words = addresses.0[lane] / 4..=(addresses.0[lane] + bytes - 1) / 4;
+        words.for_each(|word| list.push(word * 4 + lane as u64 / 8));
+    }
+    list.sort_unstable();
+    list.dedup();
+    list.len() as u64
+}
+
+/// (1, 1) when the runs of an access of at most 4 bytes per lane obviously meet no bank twice with different words.
+fn single_wavefront(runs: &[Run]) -> Option<(u64, u64)> {
+    let mut busy = 0u32;
+    for (index, run) in runs.iter().enumerate() {
+        let (first, last) = (run.address / 4, (run.address + run.bytes as u64 - 1) / 4);
+        let count = (last - first + 1) as u32;
+        let ones = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
+        let banks = ones.rotate_left(first as u32 % 32);
+        if busy & banks == 0 && count <= 32 {
+            busy |= banks;
+            continue;
+        }
+        // The same words as an earlier run are broadcast.
+        let known = runs[..index]
+            .iter()
+            .any(|other| first >= other.address / 4 && last <= (other.address + other.bytes as u64 - 1) / 4);
+        if !known {
+            return None;
+        }
+    }
+    Some((1, 1))
+}
+
+/// (phases, wavefronts) of a shared access.
+pub fn wavefronts(addresses: &L64, lanes: u32, bytes: u32) -> (u64, u64) {
+    let per_phase = match bytes {
+        16 => 8,
+        8 => 16,
+        _ => 32,
+    };
+    let words = (bytes as u64).div_ceil(4);
+    let (mut phases, mut total) = (0, 0);
+    for start in (0..32).step_by(per_phase) {
+        let field = if per_phase == 32 { u32::MAX } else { ((1u32 << per_phase) - 1) << start };
+        let lanes = lanes & field;
+        if lanes == 0 {
+            continue;
+        }
+        phases += 1;
+        total += phase(addresses, lanes, words);
+    }
+    (phases, total)
+}
+
+/// Wavefronts of one phase: distinct words of the busiest bank.
+fn phase(addresses: &L64, lanes: u32, words: u64) -> u64 {
+    // The last word seen in each bank, how many distinct ones, and a list for banks with several.
+    let mut last = [u64::MAX; 32];
+    let mut simple = true;
+    'lanes: for lane in each(lanes) {
+        let first = addresses.0[lane] / 4;
+        for word in first..first + words {
+            let seen = &mut last[(word % 32) as usize];
+            if *seen != u64::MAX && *seen != word {
+                simple = false;
+                break 'lanes;
+            }
+            *seen = word;
+        }
+    }
+    if simple {
+        return 1;
+    }
+    let mut all: Vec<u64> = Vec::with_capacity(32);
+    for lane in each(lanes) {
+        let first = addresses.0[lane] / 4;
+        all.extend(first..first + words);
+    }
+    all.sort_unstable();
+    all.dedup();
+    let mut count = [0u64; 32];
+    all.iter().for_each(|word| count[(word % 32) as usize] += 1);
+    count.into_iter().max().unwrap_or(1)
+}
+
+/// Lanes beyond the first at each word.
+fn serialised(addresses: &L64, lanes: u32) -> u64 {
+    let mut words: Vec<u64> = each(lanes).map(|lane| addresses.0[lane] / 4).collect();
+    words.sort_unstable();
+    let all = words.len();
+    words.dedup();
+    (all - words.len()) as u64
+}

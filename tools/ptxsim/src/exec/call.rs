@@ -1,0 +1,88 @@
+//! Calls and returns: a frame per call, shared by the lanes that make it together.
+
+use super::Cluster;
+use super::step::After;
+use super::warp::{Group, Warp};
+use crate::error::Result;
+use crate::event::Site;
+use crate::program::LOCAL_BYTES_MAX;
+use crate::program::op::{Call, CallTarget, Op};
+use crate::scalar::lanes::each;
+
+/// Calls may be nested this deep: a recursion without an end stops here rather than in memory.
+const DEPTH_MAX: u32 = 4096;
+
+impl<'a> Cluster<'a> {
+    pub(super) fn call(&mut self, warp: &mut Warp, site: Site, mask: u32, index: usize, call: &Call) -> Result<After> {
+        let number = match call.target {
+            CallTarget::Function(number) => number,
+            CallTarget::Vprintf => {
+                self.vprintf(warp, site, call)?;
+                return Ok(After::Next);
+            }
+            CallTarget::AssertFail => return Err(self.assert_fail(warp, site, call)),
+        };
+        let function = &self.launch.program.functions[number as usize];
+        let caller = warp.frame;
+        let caller_code = &self.launch.program.functions[warp.frames[caller as usize].function as usize];
+        let callee = warp.push_frame(function, number, site.pc, site.mask);
+        let frame = &mut warp.frames[callee as usize];
+        frame.local_base += caller_code.local_bytes;
+        let top = frame.local_base + function.local_bytes;
+        if frame.depth > DEPTH_MAX || top > LOCAL_BYTES_MAX {
+            return Err(self.error(site, "the stack is exhausted"));
+        }
+        warp.reserve_local(top);
+        copy_params(warp, site.mask, caller, callee, &call.arguments);
+        let group = Group::new(function.start, site.mask, callee);
+        if site.mask == mask {
+            warp.groups[index] = group;
+        } else {
+            (warp.groups[index].pc, warp.groups[index].mask) = (site.pc + 1, mask & !site.mask);
+            warp.groups.push(group);
+        }
+        Ok(After::Regroup)
+    }
+
+    /// `ret`: back to the caller, or out of the kernel.
+    pub(super) fn ret(&mut self, warp: &mut Warp, site: Site, mask: u32, index: usize) -> After {
+        let number = warp.frame;
+        let frame = &warp.frames[number as usize];
+        if frame.depth == 0 {
+            return self.exit(warp, site, mask, index);
+        }
+        let (parent, call_pc) = (frame.parent, frame.call_pc);
+        if let Op::Call(call) = &self.launch.program.code[call_pc as usize].op {
+            let results: Vec<_> = call.results.iter().map(|&(caller, callee, bytes)| (callee, caller, bytes)).collect();
+            copy_params(warp, site.mask, number, parent, &results);
+        }
+        let back = Group::new(call_pc + 1, site.mask, parent);
+        if site.mask == mask {
+            warp.groups[index] = back;
+        } else {
+            (warp.groups[index].pc, warp.groups[index].mask) = (site.pc + 1, mask & !site.mask);
+            warp.groups.push(back);
+        }
+        let frame = &mut warp.frames[number as usize];
+        frame.lanes &= !site.mask;
+        if frame.lanes & warp.live == 0 {
+            warp.enter(parent);
+            warp.free_frames.push(number);
+        }
+        After::Regroup
+    }
+}
+
+/// Copies (from, to, bytes) of the `.param` variables of one frame to another, for some lanes.
+fn copy_params(warp: &mut Warp, lanes: u32, from: u32, to: u32, list: &[(u32, u32, u32)]) {
+    for &(source, target, bytes) in list {
+        for lane in each(lanes) {
+            let there = &warp.frames[from as usize];
+            let start = lane * there.param_bytes as usize + source as usize;
+            let value = there.params[start..start + bytes as usize].to_vec();
+            let here = &mut warp.frames[to as usize];
+            let start = lane * here.param_bytes as usize + target as usize;
+            here.params[start..start + bytes as usize].copy_from_slice(&value);
+        }
+    }
+}

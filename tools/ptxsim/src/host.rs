@@ -1,0 +1,253 @@
+//! The host's side: a device with memory, modules, and launches with arguments.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::address::Space;
+use crate::error::{Error, Result};
+use crate::front::parser::parse;
+use crate::launch::{self, Geometry, Outcome};
+use crate::memory::GlobalMemory;
+use crate::options::Options;
+use crate::program::{self, Param, Program};
+
+/// A device: memory and nothing else.
+#[derive(Debug, Default)]
+pub struct Device {
+    memory: GlobalMemory,
+}
+
+/// A loaded PTX file.
+#[derive(Clone, Debug)]
+pub struct Module {
+    entries: BTreeMap<String, Arc<Program>>,
+    variables: HashMap<String, (u64, u64)>,
+    file: String,
+}
+
+/// An entry of a module.
+#[derive(Clone, Debug)]
+pub struct Function {
+    program: Arc<Program>,
+}
+
+/// An argument of a launch.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Arg {
+    /// Device address.
+    Pointer(u64),
+    U8(u8),
+    U16(u16),
+    U32(u32),
+    I32(i32),
+    U64(u64),
+    I64(i64),
+    F32(f32),
+    F64(f64),
+    /// A structure passed by value, or a tensor map.
+    Bytes(Vec<u8>),
+}
+
+impl Arg {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Arg::Pointer(value) | Arg::U64(value) => value.to_le_bytes().to_vec(),
+            Arg::U8(value) => vec![*value],
+            Arg::U16(value) => value.to_le_bytes().to_vec(),
+            Arg::U32(value) => value.to_le_bytes().to_vec(),
+            Arg::I32(value) => value.to_le_bytes().to_vec(),
+            Arg::I64(value) => value.to_le_bytes().to_vec(),
+            Arg::F32(value) => value.to_le_bytes().to_vec(),
+            Arg::F64(value) => value.to_le_bytes().to_vec(),
+            Arg::Bytes(bytes) => bytes.clone(),
+        }
+    }
+}
+
+impl Device {
+    /// A device without allocations.
+    pub fn new() -> Device {
+        Device::default()
+    }
+
+    /// Reserves memory; its contents count as uninitialised.
+    ///
+    /// # Errors
+    /// On zero or absurd sizes.
+    pub fn alloc(&mut self, bytes: u64) -> Result<u64> {
+        self.memory.allocate(bytes, "", false)
+    }
+
+    /// The same, with a name for messages.
+    ///
+    /// # Errors
+    /// On zero or absurd sizes.
+    pub fn alloc_named(&mut self, bytes: u64, name: &str) -> Result<u64> {
+        self.memory.allocate(bytes, name, false)
+    }
+
+    /// Frees an allocation.
+    ///
+    /// # Errors
+    /// When the address is not the start of a live one.
+    pub fn free(&mut self, address: u64) -> Result<()> {
+        self.memory.free(address)
+    }
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write(address, bytes)
+    }
+
+    /// Copies from the device.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.memory.read(address, bytes)
+    }
+
+    /// Fills bytes.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn fill(&self, address: u64, byte: u8, bytes: u64) -> Result<()> {
+        let block = vec![byte; bytes.min(1 << 16) as usize];
+        let mut done = 0;
+        while done < bytes {
+            let count = (bytes - done).min(block.len() as u64);
+            self.memory.write(address + done, &block[..count as usize])?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Allocates memory for `f32` values and copies them.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`].
+    pub fn upload<T: Copy, const N: usize>(&mut self, values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Result<u64> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| to_bytes(*value)).collect();
+        let address = self.alloc(bytes.len() as u64)?;
+        self.write(address, &bytes)?;
+        Ok(address)
+    }
+
+    /// Copies `count` values from the device.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn download<T, const N: usize>(
+        &self,
+        address: u64,
+        count: usize,
+        from_bytes: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
+        let mut bytes = vec![0; count * N];
+        self.read(address, &mut bytes)?;
+        let chunks = bytes.as_chunks::<N>().0;
+        Ok(chunks.iter().map(|chunk| from_bytes(*chunk)).collect())
+    }
+
+    /// Loads a PTX file: allocates its variables and decodes all entries.
+    ///
+    /// # Errors
+    /// [`Error::Ptx`] for anything that is not understood or not supported.
+    pub fn load(&mut self, file: &str, text: &str) -> Result<Module> {
+        let module = parse(file, text)?;
+        program::target(&module)?;
+        let variables = program::global_variables(&module);
+        let mut addresses = HashMap::new();
+        let mut places = HashMap::new();
+        for (name, variable) in &variables {
+            if variable.external && variable.elements == 0 {
+                continue;
+            }
+            let bytes = variable.bytes().max(1);
+            let constant = variable.storage.space == Space::Const;
+            let address = self.memory.allocate(bytes.next_multiple_of(variable.align as u64), name, constant)?;
+            addresses.insert(name.clone(), address);
+            places.insert(name.clone(), (address, bytes));
+        }
+        for (name, variable) in &variables {
+            let Some(&(address, bytes)) = places.get(name) else { continue };
+            // Variables without a value are zero.
+            let mut value = program::initial_bytes(&module, variable, &addresses)?;
+            value.resize(bytes.next_multiple_of(variable.align as u64) as usize, 0);
+            self.memory.write(address, &value)?;
+        }
+        let mut entries = BTreeMap::new();
+        for function in module.functions.iter().filter(|function| function.entry && function.body.is_some()) {
+            entries.insert(function.name.clone(), Arc::new(program::build(&module, function, &addresses)?));
+        }
+        Ok(Module { entries, variables: places, file: file.to_string() })
+    }
+
+    /// Runs a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] for wrong arguments or geometry, [`Error::Execution`] when it traps or breaks a rule whose checker
+    /// is off.
+    pub fn launch(&self, function: &Function, geometry: &Geometry, args: &[Arg], options: &Options) -> Result<Outcome> {
+        let program = &function.program;
+        let refuse = |message: String| Err(Error::Launch { kernel: program.name.clone(), message });
+        if args.len() != program.params.len() {
+            return refuse(format!("{} arguments for {} parameters", args.len(), program.params.len()));
+        }
+        let mut bank = vec![0; program.param_bytes as usize];
+        for (index, (arg, param)) in args.iter().zip(&program.params).enumerate() {
+            let bytes = arg.bytes();
+            if bytes.len() != param.bytes as usize {
+                let (given, wanted) = (bytes.len(), param.bytes);
+                return refuse(format!("argument {index} has {given} bytes, parameter {} has {wanted}", param.name));
+            }
+            bank[param.offset as usize..param.offset as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        launch::run(program, &self.memory, geometry, bank, options)
+    }
+
+    /// Where an address lies, in words.
+    pub fn describe(&self, address: u64) -> String {
+        self.memory.describe(address)
+    }
+}
+
+impl Module {
+    /// An entry.
+    ///
+    /// # Errors
+    /// When the module has none of this name.
+    pub fn function(&self, name: &str) -> Result<Function> {
+        let program = self.entries.get(name).cloned();
+        let known = || self.entries.keys().cloned().collect::<Vec<_>>().join(", ");
+        program
+            .map(|program| Function { program })
+            .ok_or_else(|| Error::Host(format!("{} has no entry {name}; it has: {}", self.file, known())))
+    }
+
+    /// Names of all entries.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Address and size of a module variable.
+    pub fn variable(&self, name: &str) -> Option<(u64, u64)> {
+        self.variables.get(name).copied()
+    }
+}
+
+impl Function {
+    /// Parameters in order.
+    pub fn params(&self) -> &[Param] {
+        &self.program.params
+    }
+
+    /// The decoded program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}

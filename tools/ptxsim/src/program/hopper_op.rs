@@ -1,0 +1,90 @@
+//! Decoded operations of sm_90: mbarriers, bulk and tensor copies.
+
+use super::op::{Address, AnyDst, AtomicOp, MemorySpace, Src, Src64};
+use crate::event::{Scope, Semantics};
+use crate::front::ast::Type;
+
+/// Phase that a wait asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitPhase {
+    /// By its parity.
+    Parity(Src),
+    /// By the token of an arrival.
+    Token(Src64),
+}
+
+/// What is done to an mbarrier.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MbarrierAction {
+    /// `init` with this count.
+    Init(Src),
+    /// `inval`.
+    Invalidate,
+    /// `arrive`, `arrive_drop`, with or without `expect_tx`.
+    Arrive {
+        /// Arrivals; 1 if missing.
+        count: Option<Src>,
+        /// Later phases expect as many fewer.
+        drop: bool,
+        /// Bytes expected before the arrival.
+        expect_tx: Option<Src>,
+        /// Token.
+        state: AnyDst,
+    },
+    /// `expect_tx`.
+    ExpectTx(Src),
+    /// `complete_tx`.
+    CompleteTx(Src),
+    /// `test_wait`, `try_wait`.
+    Test {
+        /// Predicate of the result.
+        p: u16,
+        /// Which phase.
+        phase: WaitPhase,
+        /// May suspend, and may fail without a reason.
+        potentially_blocking: bool,
+    },
+}
+
+/// `mbarrier.*`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mbarrier {
+    /// What.
+    pub action: MbarrierAction,
+    /// Named or generic.
+    pub space: MemorySpace,
+    /// The object.
+    pub address: Address,
+    /// Order.
+    pub semantics: Semantics,
+    /// Scope.
+    pub scope: Scope,
+}
+
+/// One end of a bulk copy.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BulkPlace {
+    /// Shared memory, of any CTA of the cluster.
+    Shared(Address),
+    /// Global memory.
+    Global(Address),
+    /// A box of a tensor: generic address of its map, and coordinates.
+    Tensor(Address, Vec<Src>),
+}
+
+/// `cp.async.bulk`, `cp.reduce.async.bulk`, and their tensor forms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BulkCopy {
+    /// Destination.
+    pub to: BulkPlace,
+    /// Source.
+    pub from: BulkPlace,
+    /// Bytes; tensor copies know them by the map.
+    pub bytes: Option<Src>,
+    /// The mbarrier that is told; else the copy belongs to a bulk group.
+    pub barrier: Option<Address>,
+    /// CTAs of the cluster that get the data.
+    pub multicast: Option<Src>,
+    /// Adds to the destination instead of overwriting it: operation, and type where no map says it.
+    pub reduce: Option<(AtomicOp, Option<Type>)>,
+}

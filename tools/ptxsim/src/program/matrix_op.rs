@@ -1,0 +1,78 @@
+//! Decoded operations of the tensor cores: `mma`, `wmma`, `wgmma`.
+
+use super::op::{Address, MemorySpace, PredSrc, Src, Src64};
+use crate::units::descriptor::Major;
+use crate::units::fragment::{WmmaMatrix, WmmaShape};
+use crate::units::tensor_core::{Accumulator, Operand};
+
+/// `mma.sync` (16 rows, 8 columns) and `wmma.mma` (`wmma` has its shape).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mma {
+    /// Type of A and B.
+    pub operand: Operand,
+    /// Type of C and D.
+    pub accumulator: Accumulator,
+    /// Depth.
+    pub k: usize,
+    /// Tile of `wmma`; `mma` has 16 x 8.
+    pub wmma: Option<WmmaShape>,
+    /// A, B, C.
+    pub sources: [Vec<Src>; 3],
+    /// D.
+    pub d: Vec<u16>,
+}
+
+/// `wmma.load`, `wmma.store`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WmmaMove {
+    /// Which matrix.
+    pub matrix: WmmaMatrix,
+    /// Tile.
+    pub shape: WmmaShape,
+    /// Bits of an element.
+    pub bits: u32,
+    /// Rows are contiguous, else columns.
+    pub row_major: bool,
+    /// Named or generic.
+    pub space: MemorySpace,
+    /// Of element (0, 0).
+    pub address: Address,
+    /// Elements between rows (columns); the tile's width if missing.
+    pub stride: Option<Src>,
+    /// Fragment; written by loads.
+    pub registers: Vec<u16>,
+    /// Store, else load.
+    pub store: bool,
+}
+
+/// A of a `wgmma`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WgmmaA {
+    /// In shared memory.
+    Descriptor(Src64, Major),
+    /// A fragment of 16-bit pairs (tf32: words).
+    Registers(Vec<Src>),
+}
+
+/// `wgmma.mma_async` (64 rows).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wgmma {
+    /// Type of A and B.
+    pub operand: Operand,
+    /// Type of D.
+    pub accumulator: Accumulator,
+    /// Columns, 8 to 256.
+    pub n: usize,
+    /// Depth: 16, or 8 for tf32.
+    pub k: usize,
+    /// Accumulators, read and written.
+    pub d: Vec<u16>,
+    /// First operand.
+    pub a: WgmmaA,
+    /// Second operand's descriptor and major.
+    pub b: (Src64, Major),
+    /// Adds to D; else overwrites it.
+    pub accumulate: PredSrc,
+    /// Signs of A and B are turned.
+    pub negate: [bool; 2],
+}

@@ -1,0 +1,111 @@
+//! Matrix descriptors of `wgmma`: where in shared memory the elements of an operand lie. [ISA 9.7.15.5.1]
+
+use super::swizzle::Swizzle;
+
+/// Which index of an operand runs along contiguous memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Major {
+    /// `k` (the transpose immediate is 0).
+    K,
+    /// `m` of A, `n` of B (the immediate is 1; only for 16-bit elements).
+    Mn,
+}
+
+/// A decoded matrix descriptor; addresses and strides in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Shared address of the first element, a multiple of 16.
+    pub start: u32,
+    /// Leading-dimension byte offset.
+    pub leading: u32,
+    /// Stride-dimension byte offset.
+    pub stride: u32,
+    pub swizzle: Swizzle,
+}
+
+/// Bytes of one row of a core matrix, read at once.
+pub const CHUNK_BYTES: u32 = 16;
+
+impl Descriptor {
+    /// # Errors
+    /// One sentence, for a base offset (the tile must start where its swizzle pattern does).
+    pub fn decode(bits: u64) -> Result<Descriptor, String> {
+        let field = |at: u32, width: u32| (bits >> at & ((1 << width) - 1)) as u32;
+        let base_offset = field(49, 3);
+        if base_offset != 0 {
+            return Err(format!("matrix descriptor {bits:#018x} has base offset {base_offset}; only 0 is supported"));
+        }
+        let swizzle = [Swizzle::None, Swizzle::B128, Swizzle::B64, Swizzle::B32][field(62, 2) as usize];
+        Ok(Descriptor { start: field(0, 14) << 4, leading: field(16, 14) << 4, stride: field(32, 14) << 4, swizzle })
+    }
+
+    /// The bits of this descriptor.
+    pub fn encode(self) -> u64 {
+        let swizzle = match self.swizzle {
+            Swizzle::None => 0u64,
+            Swizzle::B128 => 1,
+            Swizzle::B64 => 2,
+            Swizzle::B32 => 3,
+        };
+        let field = |bytes: u32| u64::from(bytes >> 4 & 0x3fff);
+        field(self.start) | field(self.leading) << 16 | field(self.stride) << 32 | swizzle << 62
+    }
+
+    /// Shared address of a chunk of 16 bytes. K-major: the elements of row `mn` from `k_bytes` on (`k` times the element size, a multiple
+    /// of 16). It holds 16 bytes along `k`.
+    #[inline]
+    pub fn k_major_chunk(&self, mn: u32, k_bytes: u32) -> u32 {
+        let offset = match self.swizzle.row_bytes() {
+            None => mn % 8 * 16 + mn / 8 * self.stride + k_bytes / 16 * self.leading,
+            Some(row) => mn % 8 * row + mn / 8 * self.stride + k_bytes,
+        };
+        self.swizzle.apply(self.start + offset)
+    }
+
+    /// Shared address of a chunk of 16 bytes. MN-major, 16-bit elements: the eight of column `k` from `mn` (a multiple of 8) on.
+    #[inline]
+    pub fn mn_major_chunk(&self, mn: u32, k: u32) -> u32 {
+        let offset = match self.swizzle.row_bytes() {
+            None => mn / 8 * self.stride + k % 8 * 16 + k / 8 * self.leading,
+            Some(row) => {
+                let elements = row / 2;
+                mn % elements * 2 + mn / elements * self.leading + k % 8 * row + k / 8 * self.stride
+            }
+        };
+        self.swizzle.apply(self.start + offset)
+    }
+
+    /// Shared addresses of all chunks of an operand of `mn` x `k` elements, with the place (`mn`, `k`) of the first element of each. The
+    /// same chunks in the same order for every caller. `element_bytes` is 2 or 4 (1 for bytes).
+    pub fn chunks(&self, major: Major, mn: u32, k: u32, element_bytes: u32) -> impl Iterator<Item = Chunk> + use<> {
+        let this = *self;
+        let per_chunk = CHUNK_BYTES / element_bytes;
+        let (rows, columns) = match major {
+            Major::K => (mn, k / per_chunk),
+            Major::Mn => (k, mn / per_chunk),
+        };
+        (0..rows).flat_map(move |row| {
+            (0..columns).map(move |column| match major {
+                Major::K => Chunk {
+                    address: this.k_major_chunk(row, column * CHUNK_BYTES),
+                    mn: row as usize,
+                    k: (column * per_chunk) as usize,
+                },
+                Major::Mn => Chunk {
+                    address: this.mn_major_chunk(column * per_chunk, row),
+                    mn: (column * per_chunk) as usize,
+                    k: row as usize,
+                },
+            })
+        })
+    }
+}
+
+/// 16 bytes of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Shared address, a multiple of 16.
+    pub address: u32,
+    pub mn: usize,
+    pub k: usize,
+}

@@ -1,0 +1,13 @@
+//! What single instructions compute, as plain functions of numbers and slices: no warps, no memory, no scheduling.
+
+// Loops over lanes index several arrays at once; a zip of them hides that.
+#![allow(clippy::needless_range_loop)]
+
+pub mod approx;
+pub mod tensor_core;
+pub mod fragment;
+pub mod mma;
+pub mod swizzle;
+pub mod descriptor;
+pub mod tensor_map;
+pub mod mbarrier;

@@ -1,0 +1,21 @@
+//! CUDA C++ kernels, compiled by the real nvcc, against plain Rust computations, under several schedules and moments of asynchronous work.
+//! `STEM.rs` tests the kernels of `STEM.cu`.
+
+mod nvcc;
+mod fuzz;
+mod gpu;
+mod forms;
+mod integer;
+mod elementwise;
+mod rowwise;
+mod blockwise;
+mod control;
+mod matrix;
+mod bulk;
+mod tensor_copies;
+mod wgmma_forms;
+mod cluster;
+mod gemm_wgmma_tma;
+mod faults;
+mod sgemm;
+mod mutation;
