@@ -15,7 +15,8 @@ use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{Access, AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, Semantics, Site};
 
 const NAME: &str = "global_races";
-const PAGE_WORDS: usize = 1024;
+/// A tile of a matrix touches a few words of many rows: small pages hold little that is not touched.
+const PAGE_WORDS: usize = 64;
 
 /// Makes the checker and compares clusters.
 pub struct GlobalRaces;
