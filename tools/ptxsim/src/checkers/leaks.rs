@@ -30,7 +30,9 @@ struct Watcher {
 
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
-        Interest::ASYNC.and(Interest::MBARRIER).and(Interest::CONTROL).and(Interest::SHARED)
+        let alone = Interest::ASYNC.and(Interest::MBARRIER).and(Interest::CONTROL);
+        // Only in a cluster can there be accesses to a CTA that has exited.
+        if self.exited.len() > 1 { alone.and(Interest::SHARED) } else { alone }
     }
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {

@@ -39,6 +39,9 @@ use watch::Watch;
 const QUANTUM: u32 = 4096;
 /// Rounds without anything but spinning after which asynchronous work lands although warps could run.
 const SPIN_ROUNDS: u32 = 16;
+/// Rounds in which every warp only asked for mbarriers, with nothing in flight, after which they would ask for ever:
+/// far more than the waits that fail without a reason in a row.
+const HUNG_ROUNDS: u32 = 256;
 
 /// A seeded generator (SplitMix64).
 #[derive(Clone, Debug)]
@@ -110,6 +113,8 @@ pub struct Cluster<'a> {
     /// Waits for mbarriers that failed in this round.
     polls: u32,
     idle_rounds: u32,
+    /// Rounds in a row in which every warp only asked for mbarriers.
+    quiet_rounds: u32,
     /// Runs of the last access, to use the list again.
     runs: Vec<Run>,
 }
@@ -169,6 +174,7 @@ impl<'a> Cluster<'a> {
             deferred: Vec::new(),
             polls: 0,
             idle_rounds: 0,
+            quiet_rounds: 0,
             runs: Vec::with_capacity(32),
         }
     }
@@ -180,6 +186,7 @@ impl<'a> Cluster<'a> {
     pub fn run(&mut self, rounds: u64) -> Result<Status> {
         for _ in 0..rounds {
             let (mut worked, mut ran) = (false, 0);
+            let before = self.executed;
             self.polls = 0;
             for (cta, index) in self.order() {
                 let Some(mut warp) = self.ctas[cta].warps[index].take() else { continue };
@@ -196,6 +203,12 @@ impl<'a> Cluster<'a> {
             }
             if self.executed > self.launch.options.instructions_max {
                 return self.stuck("the limit of instructions is reached");
+            }
+            let asked_only = !worked && self.executed - before <= u64::from(step::ASK * self.polls);
+            let is_quiet = ran > 0 && asked_only && self.pending.iter().all(|pending| pending.landed);
+            self.quiet_rounds = if is_quiet { self.quiet_rounds + 1 } else { 0 };
+            if self.quiet_rounds > HUNG_ROUNDS {
+                return self.stuck("all warps wait for mbarriers and nothing is in flight");
             }
             self.land_some(worked, ran)?;
             if ran > 0 || self.idle_rounds == 0 {

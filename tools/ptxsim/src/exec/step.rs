@@ -14,7 +14,7 @@ const STARVATION: u32 = 4096;
 const ASKING: u32 = 256;
 
 /// Groups that give up their turn after so few instructions each only asked for something that has not happened.
-const ASK: u32 = 16;
+pub(super) const ASK: u32 = 16;
 
 /// What becomes of a group after an instruction.
 #[derive(Clone, Debug, PartialEq)]
