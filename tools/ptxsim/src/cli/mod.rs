@@ -21,7 +21,17 @@ use serde::Serialize;
 
 /// Runs PTX for sm_80 and sm_90a on a CPU, checks it and counts it.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = r#"A launch file, with paths relative to it:
+  {"ptx": "k.ptx", "entry": "scale", "grid": [4, 1, 1], "block": [128, 1, 1], "dynamic_smem_bytes": 0,
+   "buffers": {"x": {"bytes": 2048, "init": {"file": "x.bin"}}, "y": {"bytes": 2048, "init": "poison"}},
+   "args": [{"buffer": "y"}, {"buffer": "x"}, {"f32": 2.5}, {"u32": 512}],
+   "outputs": {"y": "y.bin"}, "seeds": [1, 2, 3], "mode": "exact"}
+
+Other contents are "zero"; other arguments i32, u64, tensor_map; "cluster" is [x, y, z]; "mode" is "exact", "fast", or an
+object of options (schedule, asynchrony, approximation, checks, threads, ...)."#
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
