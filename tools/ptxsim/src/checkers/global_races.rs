@@ -9,10 +9,10 @@
 use std::any::Any;
 use std::collections::HashMap;
 
-use super::lanes_of;
 use crate::address::Space;
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{Access, AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, Semantics, Site};
+use crate::scalar::lanes::each;
 
 const NAME: &str = "global_races";
 /// A tile of a matrix touches a few words of many rows: small pages hold little that is not touched.
@@ -109,7 +109,7 @@ impl Watcher {
         let acquires = matches!(access.semantics, Semantics::Acquire | Semantics::AcqRel | Semantics::SeqCst);
         let releases = matches!(access.semantics, Semantics::Release | Semantics::AcqRel | Semantics::SeqCst);
         if is_strong {
-            for lane in lanes_of(access.site.mask & !(access.outside | access.misaligned)) {
+            for lane in each(access.site.mask & !(access.outside | access.misaligned)) {
                 let address = access.addresses[lane];
                 if writes {
                     let step = if releases { self.step } else { self.fenced };

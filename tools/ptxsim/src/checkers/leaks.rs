@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{family, lanes_of};
+use super::family;
 use crate::address::{Space, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{Agent, AsyncId, AsyncKind, AsyncWait, Event, Interest, MbarrierState, MbarrierStep, Site};
+use crate::scalar::lanes::each;
 
 const NAME: &str = "leaks";
 
@@ -63,7 +64,7 @@ impl Checker for Watcher {
             }
             Event::Access(access) if access.space == Space::Shared && self.exited.contains(&true) => {
                 let site = access.site;
-                for lane in lanes_of(site.mask & !access.outside) {
+                for lane in each(site.mask & !access.outside) {
                     self.reach(context, site, lane, access.addresses[lane], findings);
                 }
             }

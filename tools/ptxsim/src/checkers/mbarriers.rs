@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::lanes_of;
 use crate::address::Space;
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{Access, Agent, Event, Interest, MbarrierEvent, MbarrierStep, Site};
+use crate::scalar::lanes::each;
 
 const NAME: &str = "mbarriers";
 
@@ -105,7 +105,7 @@ impl Watcher {
             return;
         }
         let site = access.site;
-        for lane in lanes_of(site.mask & !(access.outside | access.misaligned)) {
+        for lane in each(site.mask & !(access.outside | access.misaligned)) {
             let (start, end) = (access.addresses[lane], access.addresses[lane] + access.bytes as u64);
             let hit =
                 (start & !7..end).step_by(8).find_map(|address| self.live.get(&address).map(|live| (address, live)));

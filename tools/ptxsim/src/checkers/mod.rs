@@ -33,16 +33,6 @@ pub fn kinds(checks: &Checks) -> Vec<Box<dyn CheckerKind>> {
     all.into_iter().filter_map(|(on, kind)| on.then_some(kind)).collect()
 }
 
-/// The lanes of a mask, from the lowest.
-fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
-    let mut rest = mask;
-    std::iter::from_fn(move || {
-        let lane = rest.trailing_zeros() as usize;
-        rest &= rest.wrapping_sub(1);
-        (lane < 32).then_some(lane)
-    })
-}
-
 /// What the asynchronous family is called in messages.
 fn family(kind: AsyncKind) -> &'static str {
     match kind {

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 
-use super::{family, lanes_of};
+use super::family;
 use crate::address::{Space, shared_offset, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Proxy, Site};
+use crate::scalar::lanes::each;
 
 const NAME: &str = "proxy_fences";
 
@@ -67,7 +68,7 @@ impl Checker for Watcher {
                     let site = access.site;
                     let warp = site.cta * self.warps + site.warp;
                     let fences = self.fences[warp as usize];
-                    for lane in lanes_of(site.mask & !(access.outside | access.misaligned)) {
+                    for lane in each(site.mask & !(access.outside | access.misaligned)) {
                         let address = access.addresses[lane];
                         let words = &mut self.words[shared_rank(address) as usize];
                         if words.is_empty() {

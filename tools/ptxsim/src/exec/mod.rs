@@ -350,13 +350,4 @@ impl<'a> Cluster<'a> {
         while self.land_one()? {}
         Ok(())
     }
-
-    /// Instructions per line of waiting warps, for messages of tests.
-    pub fn waiting_lines(&self) -> BTreeMap<u32, u32> {
-        let mut lines = BTreeMap::new();
-        for group in self.ctas.iter().flat_map(|cta| cta.warps.iter().flatten()).flat_map(|warp| &warp.groups) {
-            *lines.entry(self.launch.program.lines[group.pc as usize].ptx).or_insert(0) += 1;
-        }
-        lines
-    }
 }

@@ -3,9 +3,9 @@
 use super::{ALWAYS, Operation, Stamp, Toucher, WHOLE_WARP, Watcher, report};
 use crate::address::{Space, shared_rank};
 use crate::checker::{Context, Findings};
-use crate::checkers::lanes_of;
 use crate::checkers::order::AgentId;
 use crate::event::{AsyncId, AsyncKind, AsyncRange, AsyncWait, Site};
+use crate::scalar::lanes::each;
 
 impl Watcher {
     pub(super) fn issue(
@@ -71,7 +71,7 @@ impl Watcher {
             self.source_read(&operation, agent, clock);
             operation.source_is_read = true;
             // A cp.async has a range per lane, and only that lane has waited for it.
-            let mut lanes = lanes_of(site.mask);
+            let mut lanes = each(site.mask);
             let here = |range: &AsyncRange| {
                 in_cta.is_none_or(|rank| range.space != Space::Shared || shared_rank(range.address) == rank)
             };

@@ -12,12 +12,13 @@ use std::collections::HashMap;
 
 use crate::address::{Space, shared_offset, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
+use crate::checkers::family;
 use crate::checkers::order::{AgentId, Order};
-use crate::checkers::{family, lanes_of};
 use crate::event::{
     Access, AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Run,
     Semantics, Site,
 };
+use crate::scalar::lanes::each;
 
 const NAME: &str = "shared_races";
 /// Mark of a word whose writers are not all warps of its CTA.
@@ -187,7 +188,7 @@ impl Watcher {
         let is_strong = access.kind == AccessKind::Atomic || access.semantics != Semantics::Weak;
         let lanes = site.mask & !(access.outside | access.misaligned);
         if is_strong {
-            for lane in lanes_of(lanes) {
+            for lane in each(lanes) {
                 let reads = access.kind != AccessKind::Write;
                 self.order.strong(agent, access.addresses[lane], access.semantics, reads, is_write);
             }
@@ -306,7 +307,7 @@ impl Watcher {
         let is_write = access.kind != AccessKind::Read;
         let is_strong = access.kind == AccessKind::Atomic || access.semantics != Semantics::Weak;
         let mut last = u64::MAX;
-        for lane in lanes_of(lanes) {
+        for lane in each(lanes) {
             let address = access.addresses[lane];
             if address == last && !is_write {
                 continue;
