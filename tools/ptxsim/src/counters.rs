@@ -15,7 +15,7 @@ use crate::address::Space;
 use crate::event::{AccessKind, Run};
 use crate::exec::access::Kind;
 use crate::launch::Launch;
-use crate::memory::Allocation;
+use crate::memory::{Allocation, GlobalMemory, span};
 use crate::program::Program;
 use crate::program::op::Class;
 use crate::scalar::lanes::{L64, each};
@@ -78,11 +78,32 @@ impl Counts {
     }
 }
 
+/// An access as it is counted.
+#[derive(Clone, Copy)]
+pub(crate) struct Counted<'a> {
+    /// Space.
+    pub space: Space,
+    /// Lanes that are fine.
+    pub lanes: u32,
+    /// Their addresses.
+    pub addresses: &'a L64,
+    /// What it is.
+    pub kind: Kind,
+    /// Allocation that holds all lanes, if one does.
+    pub allocation: Option<&'a Allocation>,
+    /// Neighbours joined.
+    pub runs: &'a [Run],
+    /// Phases and wavefronts, where they are known.
+    pub banks: Option<(u64, u64)>,
+}
+
 /// Counters of one thread of a launch.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     on: bool,
     by_pc: Vec<Counts>,
+    /// Instructions executed, by warps and by lanes: apart from the rest, since every instruction adds to them.
+    executed: Vec<[u64; 2]>,
 }
 
 /// Sectors that a launch touched, per allocation: a bit each.
@@ -97,14 +118,28 @@ impl Footprint {
         Footprint { by_allocation: (0..allocations).map(|_| OnceLock::new()).collect() }
     }
 
-    fn touch(&self, allocation: &Allocation, sector: u64) {
+    /// Notes the sectors `first ..= last`, all of one allocation.
+    fn touch(&self, allocation: &Allocation, first: u64, last: u64) {
         let Some(slot) = self.by_allocation.get(allocation.id as usize) else { return };
         let bits = slot.get_or_init(|| (0..allocation.bytes.div_ceil(1024) + 1).map(|_| AtomicU32::new(0)).collect());
-        let inside = sector - allocation.base / 32;
-        let word = &bits[(inside / 32) as usize];
-        let bit = 1 << (inside % 32);
-        if word.load(Relaxed) & bit == 0 {
-            word.fetch_or(bit, Relaxed);
+        let start = allocation.base / 32;
+        let (mut at, end) = (first - start, last - start + 1);
+        while at < end {
+            let upto = end.min((at / 32 + 1) * 32);
+            let field = span(at % 32, upto - at);
+            let word = &bits[(at / 32) as usize];
+            if word.load(Relaxed) & field != field {
+                word.fetch_or(field, Relaxed);
+            }
+            at = upto;
+        }
+    }
+
+    /// The same where each sector may be of another allocation.
+    fn find_and_touch(&self, memory: &GlobalMemory, first: u64, last: u64) {
+        for sector in first..=last {
+            let found = memory.find(sector * 32).or_else(|| memory.find(sector * 32 + 31));
+            found.into_iter().for_each(|found| self.touch(found, sector, sector));
         }
     }
 
@@ -118,7 +153,8 @@ impl Footprint {
 impl Counters {
     /// Zero, for a program; nothing is counted when not `on`.
     pub fn new(program: &Program, on: bool) -> Counters {
-        Counters { on, by_pc: if on { vec![Counts::default(); program.code.len()] } else { Vec::new() } }
+        let operations = if on { program.code.len() } else { 0 };
+        Counters { on, by_pc: vec![Counts::default(); operations], executed: vec![[0; 2]; operations] }
     }
 
     /// Whether anything is counted.
@@ -131,9 +167,9 @@ impl Counters {
     #[inline(always)]
     pub fn instruction(&mut self, pc: u32, active: u32) {
         if self.on {
-            let counts = &mut self.by_pc[pc as usize];
-            counts.warp_instructions += 1;
-            counts.lane_instructions += active.count_ones() as u64;
+            let [warps, lanes] = &mut self.executed[pc as usize];
+            *warps += 1;
+            *lanes += if active == u32::MAX { 32 } else { active.count_ones() as u64 };
         }
     }
 
@@ -167,17 +203,8 @@ impl Counters {
 
     /// An access of a warp's threads.
     #[inline]
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn access(
-        &mut self,
-        pc: u32,
-        space: Space,
-        lanes: u32,
-        addresses: &L64,
-        kind: Kind,
-        allocation: Option<&Allocation>,
-        (runs, launch): (&[Run], &Launch),
-    ) {
+    pub(crate) fn access(&mut self, pc: u32, access: &Counted, launch: &Launch) {
+        let Counted { space, lanes, addresses, kind, allocation, runs, banks } = *access;
         if !self.on || lanes == 0 {
             return;
         }
@@ -189,26 +216,17 @@ impl Counters {
                 counts.global_bytes_requested += bytes;
                 if space == Space::Local {
                     counts.global_sectors += local_sectors(addresses, lanes, kind.bytes as u64);
-                } else {
-                    let sectors = sectors(addresses, lanes, kind.bytes as u64, runs);
-                    counts.global_sectors += sectors.len() as u64;
-                    for sector in sectors.iter() {
-                        match allocation {
-                            Some(allocation) => launch.footprint.touch(allocation, sector),
-                            None => {
-                                let found =
-                                    launch.memory.find(sector * 32).or_else(|| launch.memory.find(sector * 32 + 31));
-                                found.into_iter().for_each(|found| launch.footprint.touch(found, sector));
-                            }
-                        }
-                    }
+                    return;
                 }
+                counts.global_sectors += each_sector(runs, |first, last| match allocation {
+                    Some(allocation) => launch.footprint.touch(allocation, first, last),
+                    None => launch.footprint.find_and_touch(launch.memory, first, last),
+                });
             }
             Space::Shared => {
                 counts.shared_requests += 1;
                 counts.shared_bytes += bytes;
-                let quick = if kind.bytes <= 4 { single_wavefront(runs) } else { None };
-                let (phases, wavefronts) = quick.unwrap_or_else(|| wavefronts(addresses, lanes, kind.bytes));
+                let (phases, wavefronts) = banks.unwrap_or_else(|| wavefronts(addresses, lanes, kind.bytes));
                 counts.shared_phases += phases;
                 counts.shared_wavefronts += wavefronts;
                 if kind.kind == AccessKind::Atomic {
@@ -223,9 +241,13 @@ impl Counters {
     pub fn merge(&mut self, other: &Counters) {
         if self.by_pc.len() < other.by_pc.len() {
             self.by_pc.resize(other.by_pc.len(), Counts::default());
+            self.executed.resize(other.by_pc.len(), [0; 2]);
         }
         self.on |= other.on;
         self.by_pc.iter_mut().zip(&other.by_pc).for_each(|(mine, theirs)| mine.add(theirs));
+        for (mine, theirs) in self.executed.iter_mut().zip(&other.executed) {
+            (0..2).for_each(|i| mine[i] += theirs[i]);
+        }
     }
 
     /// Sums and ratios for a report; lines too when asked for.
@@ -233,7 +255,8 @@ impl Counters {
         let mut total = Counts::default();
         let mut mix = BTreeMap::new();
         let mut lines: BTreeMap<u32, LineCounts> = BTreeMap::new();
-        for (pc, counts) in self.by_pc.iter().enumerate() {
+        for (pc, (counts, [warps, lanes])) in self.by_pc.iter().zip(&self.executed).enumerate() {
+            let counts = &Counts { warp_instructions: *warps, lane_instructions: *lanes, ..*counts };
             total.add(counts);
             *mix.entry(class_name(program.class[pc])).or_insert(0) += counts.warp_instructions;
             if per_line && counts.warp_instructions > 0 {
@@ -319,53 +342,29 @@ fn class_name(class: Class) -> &'static str {
     }
 }
 
-/// Distinct sectors of an access: either a run, or a sorted list.
-enum Sectors {
-    Run(u64, u64),
-    List(Vec<u64>),
-}
-
-impl Sectors {
-    fn len(&self) -> usize {
-        match self {
-            Sectors::Run(first, last) => (last - first + 1) as usize,
-            Sectors::List(list) => list.len(),
+/// Calls `then` with ranges `first ..= last` of sectors that hold all distinct sectors of some runs; gives their number.
+#[inline]
+fn each_sector(runs: &[Run], mut then: impl FnMut(u64, u64)) -> u64 {
+    let range = |run: &Run| (run.address / 32, (run.address + run.bytes as u64 - 1) / 32);
+    // Runs come in the order of lanes, which nearly always is that of addresses.
+    if runs.is_sorted_by_key(|run| run.address) {
+        let (mut count, mut next) = (0, 0);
+        for run in runs {
+            let (first, last) = range(run);
+            let first = first.max(next);
+            if first <= last {
+                then(first, last);
+                count += last - first + 1;
+                next = last + 1;
+            }
         }
+        return count;
     }
-
-    fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        let (run, list) = match self {
-            Sectors::Run(first, last) => (*first..last + 1, &[][..]),
-            Sectors::List(list) => (0..0, list.as_slice()),
-        };
-        run.chain(list.iter().copied())
-    }
-}
-
-fn sectors(addresses: &L64, lanes: u32, bytes: u64, runs: &[Run]) -> Sectors {
-    let first = addresses.0[lanes.trailing_zeros() as usize & 31];
-    if let [run] = runs {
-        return Sectors::Run(run.address / 32, (run.address + run.bytes as u64 - 1) / 32);
-    }
-    // Neighbours in order without gaps: the usual case.
-    let mut dense = true;
-    let mut last = first;
-    for lane in each(lanes) {
-        let address = addresses.0[lane];
-        dense &= address >= last && address - last <= bytes;
-        last = address;
-    }
-    if dense {
-        return Sectors::Run(first / 32, (last + bytes - 1) / 32);
-    }
-    let mut list = Vec::with_capacity(32);
-    for lane in each(lanes) {
-        let address = addresses.0[lane];
-        (address / 32..=(address + bytes - 1) / 32).for_each(|sector| list.push(sector));
-    }
+    let mut list: Vec<u64> = runs.iter().map(range).flat_map(|(first, last)| first..=last).collect();
     list.sort_unstable();
     list.dedup();
-    Sectors::List(list)
+    list.iter().for_each(|&sector| then(sector, sector));
+    list.len() as u64
 }
 
 /// Sectors of an access to local memory, which is laid out word by word across the lanes of a warp.
@@ -378,29 +377,6 @@ fn local_sectors(addresses: &L64, lanes: u32, bytes: u64) -> u64 {
     list.sort_unstable();
     list.dedup();
     list.len() as u64
-}
-
-/// (1, 1) when the runs of an access of at most 4 bytes per lane obviously meet no bank twice with different words.
-fn single_wavefront(runs: &[Run]) -> Option<(u64, u64)> {
-    let mut busy = 0u32;
-    for (index, run) in runs.iter().enumerate() {
-        let (first, last) = (run.address / 4, (run.address + run.bytes as u64 - 1) / 4);
-        let count = (last - first + 1) as u32;
-        let ones = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
-        let banks = ones.rotate_left(first as u32 % 32);
-        if busy & banks == 0 && count <= 32 {
-            busy |= banks;
-            continue;
-        }
-        // The same words as an earlier run are broadcast.
-        let known = runs[..index]
-            .iter()
-            .any(|other| first >= other.address / 4 && last <= (other.address + other.bytes as u64 - 1) / 4);
-        if !known {
-            return None;
-        }
-    }
-    Some((1, 1))
 }
 
 /// (phases, wavefronts) of a shared access.

@@ -425,8 +425,12 @@ pub struct Interest(pub u32);
 impl Interest {
     /// Nothing.
     pub const NONE: Interest = Interest(0);
+    /// [`Event::Access`] that reads shared memory.
+    pub const SHARED_READ: Interest = Interest(1);
+    /// [`Event::Access`] that writes shared memory.
+    pub const SHARED_WRITE: Interest = Interest(1 << 11);
     /// [`Event::Access`] in shared memory.
-    pub const SHARED: Interest = Interest(1);
+    pub const SHARED: Interest = Interest::SHARED_READ.and(Interest::SHARED_WRITE);
     /// [`Event::Access`] in global, constant and parameter memory.
     pub const GLOBAL: Interest = Interest(1 << 1);
     /// [`Event::Access`] in local memory.
@@ -453,6 +457,17 @@ impl Interest {
         Interest(self.0 | other.0)
     }
 
+    /// Of an access without faults.
+    pub fn of(space: Space, kind: AccessKind) -> Interest {
+        match (space, kind) {
+            (Space::Shared, AccessKind::Read) => Interest::SHARED_READ,
+            (Space::Shared, AccessKind::Write) => Interest::SHARED_WRITE,
+            (Space::Shared, AccessKind::Atomic) => Interest::SHARED,
+            (Space::Local, _) => Interest::LOCAL,
+            (Space::Global | Space::Const | Space::Param, _) => Interest::GLOBAL,
+        }
+    }
+
     /// Whether the sets meet.
     pub const fn has(self, other: Interest) -> bool {
         self.0 & other.0 != 0
@@ -464,11 +479,7 @@ impl Event<'_> {
     pub fn interest(&self) -> Interest {
         match self {
             Event::Access(access) => {
-                let space = match access.space {
-                    Space::Shared => Interest::SHARED,
-                    Space::Local => Interest::LOCAL,
-                    Space::Global | Space::Const | Space::Param => Interest::GLOBAL,
-                };
+                let space = Interest::of(access.space, access.kind);
                 if access.outside | access.misaligned != 0 { space.and(Interest::BAD_ACCESS) } else { space }
             }
             Event::BarrierArrive { .. } | Event::BarrierPass { .. } => Interest::BARRIER,

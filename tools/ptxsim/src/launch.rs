@@ -9,7 +9,7 @@ use crate::checker::{CheckerKind, Context, Finding, Findings, LaunchInfo};
 use crate::checkers;
 use crate::counters::{Counters, Footprint, Report};
 use crate::error::{Error, Result};
-use crate::exec::{Cluster, Status};
+use crate::exec::{Cluster, Kept, Status};
 use crate::memory::GlobalMemory;
 use crate::options::Options;
 use crate::program::Program;
@@ -227,13 +227,13 @@ struct Ended {
     error: Option<Error>,
 }
 
-fn end(mut cluster: Cluster, status: Result<Status>, counters: &mut Counters) -> Ended {
+fn end(mut cluster: Cluster, status: Result<Status>, kept: &mut Kept) -> Ended {
     if !cluster.deferred.is_empty() {
         cluster.take_turn();
     }
     let number = cluster.number;
     cluster.launch.turns.end(number);
-    *counters = std::mem::take(&mut cluster.counters);
+    *kept = cluster.take_kept();
     let printed = std::mem::take(&mut cluster.printed);
     let (findings, residues) = cluster.watch.finish();
     Ended { number, findings, residues, printed, error: status.err() }
@@ -245,19 +245,19 @@ fn in_parallel(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
     // Clusters after the first one that failed need not start.
     let last = AtomicU32::new(u32::MAX);
     let work = || {
-        let mut counters = Counters::new(launch.program, launch.options.counters);
+        let mut kept = Kept::new(Counters::new(launch.program, launch.options.counters));
         let mut done = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= clusters || number > last.load(Ordering::Relaxed) {
-                return (done, counters);
+                return (done, kept.counters);
             }
-            let mut cluster = Cluster::new(launch, number, std::mem::take(&mut counters));
+            let mut cluster = Cluster::new(launch, number, std::mem::take(&mut kept));
             let status = cluster.run(u64::MAX);
             if status.is_err() {
                 last.fetch_min(number, Ordering::Relaxed);
             }
-            done.push(end(cluster, status, &mut counters));
+            done.push(end(cluster, status, &mut kept));
         }
     };
     let threads = launch.options.threads.clamp(1, 256).min(clusters as usize);
@@ -288,7 +288,8 @@ fn in_turns(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
     let (mut started, mut done) = (0, Vec::new());
     while started < clusters || !resident.is_empty() {
         while started < clusters && resident.len() < RESIDENT {
-            resident.push(Cluster::new(launch, started, Counters::new(launch.program, launch.options.counters)));
+            let counters = Counters::new(launch.program, launch.options.counters);
+            resident.push(Cluster::new(launch, started, Kept::new(counters)));
             started += 1;
         }
         let mut index = 0;
@@ -299,9 +300,9 @@ fn in_turns(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
                 continue;
             }
             let failed = status.is_err();
-            let mut part = Counters::default();
+            let mut part = Kept::default();
             done.push(end(resident.remove(index), status, &mut part));
-            counters.merge(&part);
+            counters.merge(&part.counters);
             if failed {
                 return (done, counters);
             }

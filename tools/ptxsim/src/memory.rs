@@ -47,6 +47,12 @@ impl Allocation {
         &self.words[(offset / 4) as usize]
     }
 
+    /// The words from a byte offset on that is a multiple of 4.
+    #[inline(always)]
+    pub fn words_from(&self, offset: u64) -> &[AtomicU32] {
+        &self.words[(offset / 4) as usize..]
+    }
+
     /// `bytes` (1, 2, 4 or 8) at an offset that is a multiple of them.
     #[inline(always)]
     pub fn load(&self, offset: u64, bytes: u32) -> u64 {
@@ -150,7 +156,7 @@ impl Allocation {
 }
 
 /// `count` bits from bit `start`.
-fn span(start: u64, count: u64) -> u32 {
+pub(crate) fn span(start: u64, count: u64) -> u32 {
     let ones = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
     ones << start
 }

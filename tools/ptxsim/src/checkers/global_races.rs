@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::address::Space;
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
@@ -55,13 +56,33 @@ struct Residue {
 struct Watcher {
     step: u32,
     fenced: u32,
-    pages: HashMap<u64, Box<[Touch; PAGE_WORDS]>>,
+    /// Page -> place in `touches`.
+    pages: HashMap<u64, u32, BuildHasherDefault<PageHasher>>,
+    touches: Vec<[Touch; PAGE_WORDS]>,
     /// Last step released at a location.
     released: HashMap<u64, u32>,
     /// First step after a location was acquired.
     acquired: HashMap<u64, u32>,
     /// Locations read strongly since the last fence.
     seen: Vec<u64>,
+}
+
+/// Spreads page numbers: a product with an odd constant, as of Knuth's multiplicative hashing.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, page: u64) {
+        self.0 = (self.0 ^ page).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
 }
 
 impl Checker for Watcher {
@@ -85,12 +106,12 @@ impl Checker for Watcher {
     }
 
     fn into_residue(self: Box<Self>) -> Option<Box<dyn Any + Send>> {
-        let Watcher { pages, released, acquired, .. } = *self;
+        let Watcher { pages, touches, released, acquired, .. } = *self;
         let mut pages: Vec<_> = pages.into_iter().collect();
         pages.sort_unstable_by_key(|&(page, _)| page);
         let mut runs: Vec<Run> = Vec::new();
-        for (page, touches) in pages {
-            for (i, touch) in touches.iter().enumerate().filter(|(_, touch)| touch.first != 0) {
+        for (page, place) in pages {
+            for (i, touch) in touches[place as usize].iter().enumerate().filter(|(_, touch)| touch.first != 0) {
                 let start = (page * PAGE_WORDS as u64 + i as u64) * 4;
                 match runs.last_mut() {
                     Some(run) if run.end == start && run.touch == *touch => run.end += 4,
@@ -145,7 +166,11 @@ impl Watcher {
         while word < last {
             let page = word / PAGE_WORDS as u64;
             let stop = last.min((page + 1) * PAGE_WORDS as u64);
-            let touches = self.pages.entry(page).or_insert_with(|| Box::new([Touch::default(); PAGE_WORDS]));
+            let place = *self.pages.entry(page).or_insert_with(|| {
+                self.touches.push([Touch::default(); PAGE_WORDS]);
+                self.touches.len() as u32 - 1
+            });
+            let touches = &mut self.touches[place as usize];
             let first = word as usize % PAGE_WORDS;
             for (touch, word) in touches[first..].iter_mut().zip(word..stop) {
                 // Bytes of the word that lie in the range.
@@ -182,7 +207,8 @@ impl CheckerKind for GlobalRaces {
         Box::new(Watcher {
             step: 1,
             fenced: 0,
-            pages: HashMap::new(),
+            pages: HashMap::default(),
+            touches: Vec::new(),
             released: HashMap::new(),
             acquired: HashMap::new(),
             seen: Vec::new(),

@@ -108,7 +108,7 @@ impl Order {
     /// Whether the agent is a warp of this CTA.
     #[inline(always)]
     pub fn belongs(&self, agent: AgentId, cta: u32) -> bool {
-        agent as u32 / self.warps_per_cta == cta
+        (agent as u32).wrapping_sub(cta * self.warps_per_cta) < self.warps_per_cta
     }
 
     /// What the warp knows; an mbarrier knows nothing of its own.

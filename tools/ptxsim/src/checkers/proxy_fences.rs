@@ -56,7 +56,7 @@ struct Watcher {
 
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
-        Interest::SHARED.and(Interest::FENCE).and(Interest::ASYNC).and(Interest::MBARRIER)
+        Interest::SHARED_WRITE.and(Interest::FENCE).and(Interest::ASYNC).and(Interest::MBARRIER)
     }
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {

@@ -49,11 +49,17 @@ impl Shadow {
 
     #[inline]
     fn written(&self, at: u32, bytes: u32) -> bool {
-        if at % 64 + bytes <= 64 {
-            let (word, bits) = Shadow::field(at, bytes);
-            return self.words[word] & bits == bits;
+        let has = |(word, bits): (usize, u64)| self.words[word] & bits == bits;
+        let first = (64 - at % 64).min(bytes);
+        if !has(Shadow::field(at, first)) {
+            return false;
         }
-        Shadow::fields(at, bytes).all(|(word, bits)| self.words[word] & bits == bits)
+        let rest = bytes - first;
+        match rest {
+            0 => true,
+            1..=64 => has(Shadow::field(at + first, rest)),
+            _ => Shadow::fields(at + first, rest).all(has),
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::Cluster;
+use super::pattern::Pattern;
 use super::warp::Warp;
 use crate::address::{SHARED_STRIDE, Space, resolve_generic, shared_offset, shared_rank};
+use crate::counters::Counted;
 use crate::error::Result;
 use crate::event::{Access, AccessKind, Agent, Event, Interest, Proxy, Run, Scope, Semantics, Site};
 use crate::memory::Allocation;
@@ -19,66 +21,19 @@ pub(super) struct Tested<'a> {
     pub lanes: u32,
     /// For global memory: the allocation that holds all of them, if one does.
     pub allocation: Option<&'a Arc<Allocation>>,
-    /// First byte of the range that holds all of them: an allocation, or the executing CTA's shared memory.
-    pub near: Option<u64>,
-    /// How the lanes lie to each other.
-    pub shape: Shape,
+    /// All lanes lie in one range, an allocation or the executing CTA's shared memory, and follow a known pattern.
+    pub near: Option<Near>,
 }
 
-/// How the addresses of a full warp lie to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
-    /// One after the other, without gaps, in the order of the lanes.
-    Dense,
-    /// All at one place.
-    Same,
-    /// Each eight lanes by themselves.
-    Quarters([Quarter; 4]),
-    /// Not all lanes.
-    Other,
-}
-
-impl Shape {
-    /// From the lanes whose right neighbour comes directly after them, and those that share its place.
-    fn of(dense: u32, same: u32) -> Shape {
-        let all = |mask: u32, field: u32| mask & field == field;
-        if all(dense, u32::MAX >> 1) {
-            return Shape::Dense;
-        }
-        if all(same, u32::MAX >> 1) {
-            return Shape::Same;
-        }
-        Shape::Quarters(std::array::from_fn(|quarter| {
-            let field = 0x7f << (8 * quarter);
-            if all(dense, field) {
-                Quarter::Dense
-            } else if all(same, field) {
-                Quarter::Same
-            } else {
-                Quarter::Other
-            }
-        }))
-    }
-}
-
-/// How the addresses of eight lanes lie to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Quarter {
-    /// One after the other.
-    Dense,
-    /// All at one place.
-    Same,
-    /// Anything else.
-    Other,
-}
-
-/// What a look at all lanes tells.
-struct Survey {
-    /// All lie in the range, and are aligned.
-    fits: bool,
-    shape: Shape,
-    /// Lanes whose right neighbour comes directly after them, and those that share its place.
-    steps: (u32, u32),
+/// An access whose lanes lie in one range.
+#[derive(Clone, Copy)]
+pub(super) struct Near {
+    /// First byte of the range.
+    pub base: u64,
+    /// Address of the first lane with a part.
+    pub first: u64,
+    /// Its pattern, among the cluster's.
+    pub pattern: usize,
 }
 
 /// What an access is, apart from its addresses.
@@ -100,6 +55,25 @@ impl Kind {
         let (semantics, scope) = (Semantics::Weak, Scope::Gpu);
         Kind { kind, bytes, align: bytes, semantics, scope, agent: Agent::Threads, proxy: Proxy::Generic }
     }
+
+    /// An access of this kind without faults, as checkers see it.
+    fn access<'e>(self, site: Site, space: Space, addresses: &'e L64, runs: &'e [Run]) -> Access<'e> {
+        let Kind { kind, bytes, semantics, scope, agent, proxy, .. } = self;
+        Access {
+            site,
+            agent,
+            space,
+            kind,
+            proxy,
+            semantics,
+            scope,
+            bytes,
+            addresses: &addresses.0,
+            runs,
+            outside: 0,
+            misaligned: 0,
+        }
+    }
 }
 
 impl<'a> Cluster<'a> {
@@ -107,22 +81,28 @@ impl<'a> Cluster<'a> {
     #[inline]
     pub(super) fn addresses(&self, warp: &Warp, address: Address) -> L64 {
         let mut out = L64::ZERO;
+        self.put_addresses(warp, address, &mut out);
+        out
+    }
+
+    /// The same, to a given place.
+    #[inline]
+    pub(super) fn put_addresses(&self, warp: &Warp, address: Address, out: &mut L64) {
         match address.base {
             AddressBase::Register32(slot) => {
                 let (base, offset) = (&warp.regs.narrow[slot as usize], address.offset as u32);
-                vector!('w, self.arch; base: &'w L32 = base, offset: u32 = offset, out: &'w mut L64 = &mut out => () {
+                vector!('w, self.arch; base: &'w L32 = base, offset: u32 = offset, out: &'w mut L64 = out => () {
                     (0..32).for_each(|lane| out.0[lane] = base.0[lane].wrapping_add(offset) as u64)
                 });
             }
             AddressBase::Register64(slot) => {
                 let (base, offset) = (&warp.regs.wide[slot as usize], address.offset as u64);
-                vector!('w, self.arch; base: &'w L64 = base, offset: u64 = offset, out: &'w mut L64 = &mut out => () {
+                vector!('w, self.arch; base: &'w L64 = base, offset: u64 = offset, out: &'w mut L64 = out => () {
                     (0..32).for_each(|lane| out.0[lane] = base.0[lane].wrapping_add(offset))
                 });
             }
-            _ => out = L64([self.variable_address(warp, address); 32]),
+            _ => out.0.fill(self.variable_address(warp, address)),
         }
-        out
     }
 
     /// Resolves generic addresses in place and calls `then` for each space with its lanes.
@@ -177,27 +157,31 @@ impl<'a> Cluster<'a> {
             Space::Param if kind.kind != AccessKind::Read => (0, 0),
             Space::Param => (0, self.launch.params.len() as u64),
         };
-        let survey = self.survey(addresses, site.mask, base, size, kind);
-        if survey.fits {
-            let runs = self.runs_of(addresses, site.mask, kind, survey.steps);
-            self.tell(site, space, addresses, kind, (0, 0), &runs)?;
-            self.count(site.pc, space, site.mask, addresses, kind, allocation, &runs);
-            self.runs = runs;
-            let near = Some(base);
-            return Ok(Tested { space, lanes: site.mask, allocation, near, shape: survey.shape });
+        let number = 2 * site.pc as usize + usize::from(space == Space::Shared);
+        let pattern = &mut self.patterns[number];
+        let pattern = pattern.get_or_insert_with(|| Box::new(Pattern::new()));
+        let first = pattern.learn(self.arch, addresses, site.mask, kind.bytes);
+        if pattern.fits(first, (base, size), kind.align as u64) {
+            if self.counters.on() || self.watch.wants(Interest::of(space, kind.kind)) {
+                self.tell_pattern(site, space, addresses, kind, allocation, (number, first));
+            }
+            let near = Some(Near { base, first, pattern: number });
+            return Ok(Tested { space, lanes: site.mask, allocation, near });
         }
         let (outside, misaligned) = self.test_lanes(site, space, addresses, kind, (base, size));
         let lanes = site.mask & !outside & !misaligned;
-        let runs = self.runs_of(addresses, lanes, kind, steps_of(addresses, kind.bytes as u64));
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.clear();
+        Run::append(&mut runs, &addresses.0, lanes, kind.bytes, steps_of(addresses, bytes));
         self.tell(site, space, addresses, kind, (outside, misaligned), &runs)?;
         let wholly = |a: &&Arc<Allocation>| {
             let inside = |lane: usize| addresses.0[lane].wrapping_sub(a.base) <= a.bytes.wrapping_sub(bytes);
             a.bytes >= bytes && each(lanes).all(inside)
         };
         let allocation = allocation.filter(wholly);
-        self.count(site.pc, space, lanes, addresses, kind, allocation, &runs);
+        self.count(Site { mask: lanes, ..site }, space, addresses, kind, allocation, &runs, None);
         self.runs = runs;
-        Ok(Tested { space, lanes, allocation, near: None, shape: Shape::Other })
+        Ok(Tested { space, lanes, allocation, near: None })
     }
 
     /// Lane by lane: (outside, misaligned).
@@ -226,76 +210,36 @@ impl<'a> Cluster<'a> {
         (outside, misaligned)
     }
 
-    /// Looks at all lanes at once: whether they lie in `base .. base + size` and are aligned, and what shape they have.
-    #[inline]
-    fn survey(&self, addresses: &L64, active: u32, base: u64, size: u64, kind: Kind) -> Survey {
-        let bytes = kind.bytes as u64;
-        if size < bytes {
-            return Survey { fits: false, shape: Shape::Other, steps: (0, 0) };
-        }
-        let last = size - bytes;
-        let align = kind.align as u64 - 1;
-        if active != u32::MAX {
-            let fits = |lane: usize| {
-                let address = addresses.0[lane];
-                address.wrapping_sub(base) <= last && address & align == 0
-            };
-            let steps = steps_of(addresses, bytes);
-            return Survey { fits: each(active).all(fits), shape: Shape::Other, steps };
-        }
-        // The compiler unrolls loops of a known length, and then finds no vectors in sums over lanes.
-        let lanes = std::hint::black_box(32).min(32);
-        let (low, far, dense, same) = vector!('w, self.arch;
-            addresses: &'w [u64] = &addresses.0[..lanes], base: u64 = base, last: u64 = last, bytes: u64 = bytes
-            => (u64, u64, u64, u64) {
-                let (mut low, mut far) = (0, 0);
-                for &address in addresses {
-                    let distance = address.wrapping_sub(base);
-                    low |= address;
-                    // The top bit is set when the distance is negative or beyond `last`.
-                    far |= distance | last.wrapping_sub(distance);
-                }
-                let (mut dense, mut same) = (0, 0);
-                for (lane, (left, right)) in addresses.iter().zip(&addresses[1..]).enumerate() {
-                    let step = right.wrapping_sub(*left);
-                    dense |= ((step == bytes) as u64) << lane;
-                    same |= ((step == 0) as u64) << lane;
-                }
-                (low, far, dense, same)
-            }
-        );
-        let fits = far >> 63 == 0 && low & align == 0;
-        let steps = (dense as u32, same as u32);
-        Survey { fits, shape: Shape::of(steps.0, steps.1), steps }
-    }
-
     #[allow(clippy::too_many_arguments)]
-    fn count(
+    pub(super) fn count(
         &mut self,
-        pc: u32,
+        site: Site,
         space: Space,
-        lanes: u32,
         addresses: &L64,
         kind: Kind,
         allocation: Option<&Arc<Allocation>>,
         runs: &[Run],
+        pattern: Option<usize>,
     ) {
         // The tensor copy engine and the tensor cores do not share the banks' rules with threads.
-        if !(space == Space::Shared && kind.proxy == Proxy::Async) {
-            self.counters.access(pc, space, lanes, addresses, kind, allocation.map(|a| &**a), (runs, self.launch));
+        if !self.counters.on() || space == Space::Shared && kind.proxy == Proxy::Async {
+            return;
+        }
+        let pattern = pattern.and_then(|number| self.patterns[number].as_deref_mut());
+        let banks = pattern.filter(|_| space == Space::Shared).map(Pattern::banks);
+        let counted =
+            Counted { space, lanes: site.mask, addresses, kind, allocation: allocation.map(|a| &**a), runs, banks };
+        self.counters.access(site.pc, &counted, self.launch);
+    }
+
+    /// Tells the checkers of an access without faults.
+    pub(super) fn tell_good(&mut self, site: Site, space: Space, addresses: &L64, kind: Kind, runs: &[Run]) {
+        if self.watch.wants(Interest::of(space, kind.kind)) {
+            self.watch.emit(&Event::Access(&kind.access(site, space, addresses, runs)));
         }
     }
 
-    /// The runs of an access, in a list that is used again; empty when nobody looks at them.
-    fn runs_of(&mut self, addresses: &L64, lanes: u32, kind: Kind, steps: (u32, u32)) -> Vec<Run> {
-        let mut runs = std::mem::take(&mut self.runs);
-        runs.clear();
-        if self.counters.on() || self.watch.wants(Interest::SHARED.and(Interest::GLOBAL).and(Interest::LOCAL)) {
-            Run::append(&mut runs, &addresses.0, lanes, kind.bytes, steps);
-        }
-        runs
-    }
-
+    /// The same where some lanes may be at fault; an error where no checker reports that.
     fn tell(
         &mut self,
         site: Site,
@@ -306,29 +250,10 @@ impl<'a> Cluster<'a> {
         runs: &[Run],
     ) -> Result<()> {
         let bad = outside | misaligned;
-        let interest = match space {
-            Space::Shared => Interest::SHARED,
-            Space::Local => Interest::LOCAL,
-            _ => Interest::GLOBAL,
-        };
+        let interest = Interest::of(space, kind.kind);
         let interest = if bad != 0 { interest.and(Interest::BAD_ACCESS) } else { interest };
         if self.watch.wants(interest) {
-            let Kind { kind, bytes, semantics, scope, agent, proxy, .. } = kind;
-            let addresses = &addresses.0;
-            let access = Access {
-                site,
-                agent,
-                space,
-                kind,
-                proxy,
-                semantics,
-                scope,
-                bytes,
-                addresses,
-                runs,
-                outside,
-                misaligned,
-            };
+            let access = Access { outside, misaligned, ..kind.access(site, space, addresses, runs) };
             self.watch.emit(&Event::Access(&access));
         }
         let checks = &self.launch.options.checks;
@@ -431,13 +356,6 @@ fn steps_of(addresses: &L64, bytes: u64) -> (u32, u32) {
     let step = |lane: usize| addresses.0[lane + 1].wrapping_sub(addresses.0[lane]);
     let lanes_with = |by: u64| (0..31).filter(|&lane| step(lane) == by).fold(0, bit);
     (lanes_with(bytes), lanes_with(0))
-}
-
-/// Consecutive little-endian words.
-#[inline(always)]
-pub(super) fn run_of_words(from: &[u8], out: &mut [u32]) {
-    let words = from.as_chunks().0;
-    out.iter_mut().zip(words).for_each(|(out, word)| *out = u32::from_le_bytes(*word));
 }
 
 fn bit(all: u32, lane: usize) -> u32 {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::Cluster;
-use super::access::{Kind, Shape, Tested};
+use super::access::{Kind, Tested};
 use super::warp::Warp;
 use crate::address::Space;
 use crate::error::Result;
@@ -147,7 +147,7 @@ impl<'a> Cluster<'a> {
 
     /// A reduction of an asynchronous copy; the place was tested.
     pub(super) fn reduce_at(&mut self, space: Space, op: AtomicOp, ty: Type, address: u64, value: u64) {
-        let tested = Tested { space, lanes: 1, allocation: None, near: None, shape: Shape::Other };
+        let tested = Tested { space, lanes: 1, allocation: None, near: None };
         if space == Space::Global && !self.launch.program.cooperative {
             self.reduce_global(&tested, op, ty, address, value);
             return;

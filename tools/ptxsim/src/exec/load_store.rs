@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Cluster;
-use super::access::{Kind, Quarter, Shape, Tested, little, run_of_words};
+use super::access::{Kind, Tested, little};
+use super::quick::read_run;
 use super::warp::Warp;
 use crate::address::{Space, shared_rank};
 use crate::error::Result;
@@ -82,18 +83,24 @@ impl<'a> Cluster<'a> {
     #[inline]
     fn peek_words(&self, warp: &Warp, tested: &Tested<'a>, addresses: &L64, offset: u64, out: &mut L32) {
         match (tested.space, tested.near) {
-            (Space::Global | Space::Const, Some(base)) => {
+            (Space::Global | Space::Const, Some(near)) => {
                 let Some(a) = tested.allocation else { return };
-                let start = offset.wrapping_sub(base);
+                let start = offset.wrapping_sub(near.base);
                 let word = |lane: usize| a.word(addresses.0[lane].wrapping_add(start)).load(Relaxed);
                 match tested.lanes {
                     u32::MAX => (0..32).for_each(|lane| out.0[lane] = word(lane)),
                     lanes => each(lanes).for_each(|lane| out.0[lane] = word(lane)),
                 }
             }
-            (Space::Shared, Some(base)) => {
-                let shared = &self.ctas[shared_rank(base) as usize].shared;
-                shared_words(shared, tested, addresses, offset.wrapping_sub(base), out);
+            (Space::Shared, Some(near)) => {
+                let shared = &self.ctas[shared_rank(near.base) as usize].shared;
+                let Some(pattern) = self.patterns[near.pattern].as_deref() else { return };
+                let start = (near.first - near.base).wrapping_add(offset);
+                for run in &pattern.runs {
+                    let at = start.wrapping_add(run.address) as usize;
+                    let out = &mut out.0[run.lane as usize..][..run.lanes as usize];
+                    read_run(shared, at, pattern.stride(run), out);
+                }
             }
             _ => {
                 for lane in each(tested.lanes) {
@@ -186,16 +193,16 @@ impl<'a> Cluster<'a> {
     #[inline]
     fn poke_words(&mut self, warp: &mut Warp, tested: &Tested<'a>, addresses: &L64, offset: u64, values: &L32) {
         match (tested.space, tested.near) {
-            (Space::Global | Space::Const, Some(base)) => {
+            (Space::Global | Space::Const, Some(near)) => {
                 let Some(a) = tested.allocation else { return };
-                let start = offset.wrapping_sub(base);
+                let start = offset.wrapping_sub(near.base);
                 for lane in each(tested.lanes) {
                     a.word(addresses.0[lane].wrapping_add(start)).store(values.0[lane], Relaxed);
                 }
             }
-            (Space::Shared, Some(base)) => {
-                let shared = &mut self.ctas[shared_rank(base) as usize].shared;
-                let start = offset.wrapping_sub(base);
+            (Space::Shared, Some(near)) => {
+                let start = offset.wrapping_sub(near.base);
+                let shared = &mut self.ctas[shared_rank(near.base) as usize].shared;
                 for lane in each(tested.lanes) {
                     let at = addresses.0[lane].wrapping_add(start) as usize;
                     shared[at..at + 4].copy_from_slice(&values.0[lane].to_le_bytes());
@@ -224,29 +231,6 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-    }
-}
-
-/// Words of the executing CTA's shared memory, at `addresses + start`.
-fn shared_words(shared: &[u8], tested: &Tested, addresses: &L64, start: u64, out: &mut L32) {
-    let at = |lane: usize| addresses.0[lane].wrapping_add(start) as usize;
-    let word = |lane: usize| shared[at(lane)..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-    // With elements of a vector, neighbours are further apart than a word.
-    let close = |lane: usize| addresses.0[lane + 1].wrapping_sub(addresses.0[lane]) == 4;
-    match tested.shape {
-        Shape::Dense if close(0) => run_of_words(&shared[at(0)..at(0) + 128], &mut out.0),
-        Shape::Same => out.0.fill(word(0)),
-        Shape::Quarters(quarters) => {
-            for (index, out) in out.0.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let first = 8 * index;
-                match quarters[index] {
-                    Quarter::Dense if close(first) => run_of_words(&shared[at(first)..at(first) + 32], out),
-                    Quarter::Same => out.fill(word(first)),
-                    _ => out.iter_mut().zip(first..).for_each(|(out, lane)| *out = word(lane)),
-                }
-            }
-        }
-        _ => each(tested.lanes).for_each(|lane| out.0[lane] = word(lane)),
     }
 }
 

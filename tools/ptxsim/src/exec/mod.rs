@@ -4,6 +4,8 @@ pub mod warp;
 pub mod watch;
 mod step;
 mod straight;
+pub(crate) mod pattern;
+mod quick;
 mod alu;
 pub(crate) mod access;
 mod load_store;
@@ -32,6 +34,7 @@ use crate::options::{AsyncPolicy, Schedule};
 use crate::units::approx::mix;
 use barrier::{ClusterBarrier, NamedBarrier};
 use copy::Pending;
+use pattern::Pattern;
 use warp::{Wait, Warp};
 use watch::Watch;
 
@@ -80,6 +83,24 @@ pub struct Cta {
     pub free_registers: u32,
 }
 
+/// Patterns of the accesses that a program's operations made.
+type Patterns = Vec<Option<Box<Pattern>>>;
+
+/// What a thread hands from one cluster to the next.
+#[derive(Default)]
+pub struct Kept {
+    /// Counters.
+    pub counters: Counters,
+    patterns: Patterns,
+}
+
+impl Kept {
+    /// Before the first cluster.
+    pub fn new(counters: Counters) -> Kept {
+        Kept { counters, patterns: Vec::new() }
+    }
+}
+
 /// A cluster that runs.
 pub struct Cluster<'a> {
     /// What is the same for all clusters.
@@ -94,6 +115,8 @@ pub struct Cluster<'a> {
     pub watch: Watch<'a>,
     /// Counters of the thread that runs it.
     pub counters: Counters,
+    /// Patterns of accesses, two per operation: anywhere else, and in shared memory.
+    patterns: Patterns,
     /// Random choices of this cluster.
     pub random: Random,
     /// Warp instructions executed.
@@ -143,7 +166,8 @@ pub enum Turn {
 
 impl<'a> Cluster<'a> {
     /// A cluster before its first instruction.
-    pub fn new(launch: &'a Launch<'a>, number: u32, counters: Counters) -> Cluster<'a> {
+    pub fn new(launch: &'a Launch<'a>, number: u32, Kept { counters, mut patterns }: Kept) -> Cluster<'a> {
+        patterns.resize_with(2 * launch.program.code.len(), || None);
         let count = launch.info.cluster_ctas();
         let ctas = (0..count).map(|rank| Cta {
             rank,
@@ -165,6 +189,7 @@ impl<'a> Cluster<'a> {
             tells_registers: has_wgmma && watch.wants(Interest::REGISTERS),
             watch,
             counters,
+            patterns,
             random: Random::new(launch.options.seed ^ mix(number as u64)),
             executed: 0,
             printed: Vec::new(),
@@ -177,6 +202,11 @@ impl<'a> Cluster<'a> {
             quiet_rounds: 0,
             runs: Vec::with_capacity(32),
         }
+    }
+
+    /// What the next cluster on this thread goes on with.
+    pub fn take_kept(&mut self) -> Kept {
+        Kept { counters: std::mem::take(&mut self.counters), patterns: std::mem::take(&mut self.patterns) }
     }
 
     /// Runs at most `rounds` rounds, in each of which every warp gets a turn.

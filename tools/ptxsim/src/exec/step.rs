@@ -174,6 +174,17 @@ impl<'a> Cluster<'a> {
                 let predicate = warp.regs.predicates[instr.guard as usize];
                 active &= if instr.negated { !predicate } else { predicate };
             }
+            if !self.tells_registers && self.quick(warp, pc, active, instr) {
+                *left -= 1;
+                warp.executed += 1;
+                self.executed += 1;
+                self.counters.instruction(pc, active);
+                pc += 1;
+                if !alone && program.leader[pc as usize] && self.leave(warp, index, pc, std::mem::take(&mut asks)) {
+                    return Ok(false);
+                }
+                continue;
+            }
             if instr.gathers && active != 0 {
                 let Some(gathered) = self.gather(warp, index, pc, mask, active) else { return Ok(false) };
                 if gathered != mask {

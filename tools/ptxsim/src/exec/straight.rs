@@ -6,8 +6,10 @@ use pulp::Arch;
 use super::warp::RegFile;
 use crate::counters::Counters;
 use crate::program::Program;
-use crate::program::op::{Combine, Comparison, NONE, Op, PredOp};
-use crate::scalar::lanes::{blend32, blend64};
+use crate::program::decode::Constants;
+use crate::program::op::{CONSTANT, Combine, Comparison, Instr, NONE, Op, PredOp};
+use crate::program::{predicate, row};
+use crate::scalar::lanes::{blend32, blend64, select32, select64};
 
 /// Where a run of straight-line code starts, and where it must stop.
 pub(super) struct Run {
@@ -46,78 +48,111 @@ pub(super) fn run(arch: Arch, program: &Program, regs: &mut RegFile, counters: &
                 if run.in_block && program.leader[run.pc as usize] {
                     return;
                 }
+                if active != u32::MAX || run.in_block {
+                    continue;
+                }
+                // Rows of operations on three sources are most of a product's loop: no jump by the kind of operation between.
+                while run.left > 0
+                    && let Instr { guard: NONE, op: op @ Op::A3(..), .. } = &program.code[run.pc as usize]
+                {
+                    counters.instruction(run.pc, active);
+                    simple(arch, program, regs, op, active);
+                    run.left -= 1;
+                    run.pc += 1;
+                }
             }
         }
     )
 }
 
+/// A source, while another row of the file may be written.
+///
+/// # Safety
+/// `first` starts `count` rows that live as long as `'r`, and the one that `source` names is not written meanwhile.
+#[inline(always)]
+unsafe fn beside<'r, T>(first: *const T, count: usize, constants: &'r [T], source: u16) -> &'r T {
+    if source & CONSTANT != 0 {
+        return &constants[(source & !CONSTANT) as usize];
+    }
+    assert!((source as usize) < count);
+    // SAFETY: reads a row inside the file, which nobody writes meanwhile.
+    unsafe { &*first.add(source as usize) }
+}
+
 /// Executes one straight-line operation for the active lanes.
 #[inline(always)]
 pub(super) fn simple(arch: Arch, program: &Program, regs: &mut RegFile, op: &Op, active: u32) {
-    let RegFile { narrow, wide, scratch, scratch64, .. } = regs;
+    let RegFile { narrow, wide, scratch, scratch64, predicates, .. } = regs;
+    let Constants { narrow: constants, wide: constants64, .. } = &program.constants;
+    // `put!(file, d, [sources of the same file], |out| ...)` writes a result: straight to its register where all lanes are active
+    // and that is none of the sources, else by way of a scratch row from which the active lanes are taken.
+    macro_rules! put {
+        (narrow, $d:ident, [$($s:ident),*], |$out:ident| $compute:expr) => {
+            put!(narrow, constants, scratch, blend32, $d, [$($s),*], |$out| $compute)
+        };
+        (wide, $d:ident, [$($s:ident),*], |$out:ident| $compute:expr) => {
+            put!(wide, constants64, scratch64, blend64, $d, [$($s),*], |$out| $compute)
+        };
+        ($rows:ident, $constants:ident, $scratch:ident, $blend:ident, $d:ident, [$($s:ident),*], |$out:ident| $compute:expr) => {{
+            let d = *$d as usize;
+            if active != u32::MAX $(|| *$s == *$d)* {
+                {
+                    $(let $s = row($rows, $constants, *$s);)*
+                    let $out = &mut *$scratch;
+                    $compute;
+                }
+                $blend(arch, &mut $rows[d], $scratch, active);
+            } else {
+                let (first, count) = ($rows.as_mut_ptr(), $rows.len());
+                assert!(d < count);
+                // SAFETY: `$rows` is borrowed exclusively; its row `d` is written and is none of the rows that are read.
+                unsafe {
+                    $(let $s = beside(first, count, $constants, *$s);)*
+                    let $out = &mut *first.add(d);
+                    $compute;
+                }
+            }
+        }};
+    }
     match op {
         Op::Nop => {}
-        Op::A1(f, d, a) => {
-            f(arch, program.narrow(narrow, *a), scratch);
-            blend32(arch, &mut narrow[*d as usize], scratch, active);
-        }
-        Op::A2(f, d, a, b) => {
-            f(arch, program.narrow(narrow, *a), program.narrow(narrow, *b), scratch);
-            blend32(arch, &mut narrow[*d as usize], scratch, active);
-        }
-        Op::A3(f, d, a, b, c) => {
-            f(arch, program.narrow(narrow, *a), program.narrow(narrow, *b), program.narrow(narrow, *c), scratch);
-            blend32(arch, &mut narrow[*d as usize], scratch, active);
-        }
-        Op::D1(f, d, a) => {
-            f(arch, program.wide(wide, *a), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
-        }
-        Op::D2(f, d, a, b) => {
-            f(arch, program.wide(wide, *a), program.wide(wide, *b), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
-        }
-        Op::D3(f, d, a, b, c) => {
-            f(arch, program.wide(wide, *a), program.wide(wide, *b), program.wide(wide, *c), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
-        }
+        Op::A1(f, d, a) => put!(narrow, d, [a], |out| f(arch, a, out)),
+        Op::A2(f, d, a, b) => put!(narrow, d, [a, b], |out| f(arch, a, b, out)),
+        Op::A3(f, d, a, b, c) => put!(narrow, d, [a, b, c], |out| f(arch, a, b, c, out)),
+        Op::D1(f, d, a) => put!(wide, d, [a], |out| f(arch, a, out)),
+        Op::D2(f, d, a, b) => put!(wide, d, [a, b], |out| f(arch, a, b, out)),
+        Op::D3(f, d, a, b, c) => put!(wide, d, [a, b, c], |out| f(arch, a, b, c, out)),
         Op::Shift64(f, d, a, b) => {
-            f(arch, program.wide(wide, *a), program.narrow(narrow, *b), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
+            let b = program.narrow(narrow, *b);
+            put!(wide, d, [a], |out| f(arch, a, b, out))
         }
         Op::Widen1(f, d, a) => {
-            f(arch, program.narrow(narrow, *a), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
+            let a = program.narrow(narrow, *a);
+            put!(wide, d, [], |out| f(arch, a, out))
         }
         Op::Widen2(f, d, a, b) => {
-            f(arch, program.narrow(narrow, *a), program.narrow(narrow, *b), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
+            let (a, b) = (program.narrow(narrow, *a), program.narrow(narrow, *b));
+            put!(wide, d, [], |out| f(arch, a, b, out))
         }
         Op::Widen3(f, d, a, b, c) => {
-            f(arch, program.narrow(narrow, *a), program.narrow(narrow, *b), program.wide(wide, *c), scratch64);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
+            let (a, b) = (program.narrow(narrow, *a), program.narrow(narrow, *b));
+            put!(wide, d, [c], |out| f(arch, a, b, c, out))
         }
         Op::Narrow1(f, d, a) => {
-            f(arch, program.wide(wide, *a), scratch);
-            blend32(arch, &mut narrow[*d as usize], scratch, active);
+            let a = program.wide(wide, *a);
+            put!(narrow, d, [], |out| f(arch, a, out))
+        }
+        Op::Select32(d, a, b, p) => {
+            let mask = predicate(predicates, *p);
+            put!(narrow, d, [a, b], |out| select32(arch, a, b, mask, out))
+        }
+        Op::Select64(d, a, b, p) => {
+            let mask = predicate(predicates, *p);
+            put!(wide, d, [a, b], |out| select64(arch, a, b, mask, out))
         }
         Op::Predicate(op, d, a, b) => {
             let (a, b) = (program.predicate(regs, *a), program.predicate(regs, *b));
             write_predicate(regs, *d, logic(*op, a, b), active);
-        }
-        Op::Select32(d, a, b, p) => {
-            let mask = program.predicate(regs, *p);
-            let RegFile { narrow, scratch, .. } = regs;
-            *scratch = *program.narrow(narrow, *b);
-            blend32(arch, scratch, program.narrow(narrow, *a), mask);
-            blend32(arch, &mut narrow[*d as usize], scratch, active);
-        }
-        Op::Select64(d, a, b, p) => {
-            let mask = program.predicate(regs, *p);
-            let RegFile { wide, scratch64, .. } = regs;
-            *scratch64 = *program.wide(wide, *b);
-            blend64(arch, scratch64, program.wide(wide, *a), mask);
-            blend64(arch, &mut wide[*d as usize], scratch64, active);
         }
         Op::SetPredicate(set) => {
             let (p, q) = compare(arch, program, regs, &set.comparison, set.combine);

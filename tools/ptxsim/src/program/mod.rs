@@ -100,6 +100,25 @@ pub struct Program {
     pub cooperative: bool,
 }
 
+/// A source: a register of the file or a row of the constants.
+#[inline(always)]
+pub fn row<'r, T>(file: &'r [T], constants: &'r [T], source: u16) -> &'r T {
+    match source & CONSTANT {
+        0 => &file[source as usize],
+        _ => &constants[(source & !CONSTANT) as usize],
+    }
+}
+
+/// A predicate source, as a mask.
+#[inline(always)]
+pub fn predicate(predicates: &[u32], source: PredSrc) -> u32 {
+    match source {
+        PredSrc::Slot(slot, negated) => predicates[slot as usize] ^ if negated { u32::MAX } else { 0 },
+        PredSrc::Constant(true) => u32::MAX,
+        PredSrc::Constant(false) => 0,
+    }
+}
+
 impl Program {
     /// A source of the 32-bit class.
     #[inline(always)]
@@ -110,19 +129,13 @@ impl Program {
     /// A source of the 32-bit class, from the file of that class.
     #[inline(always)]
     pub fn narrow<'r>(&'r self, file: &'r [L32], source: u16) -> &'r L32 {
-        match source & CONSTANT {
-            0 => &file[source as usize],
-            _ => &self.constants.narrow[(source & !CONSTANT) as usize],
-        }
+        row(file, &self.constants.narrow, source)
     }
 
     /// A source of the 64-bit class, from the file of that class.
     #[inline(always)]
     pub fn wide<'r>(&'r self, file: &'r [L64], source: u16) -> &'r L64 {
-        match source & CONSTANT {
-            0 => &file[source as usize],
-            _ => &self.constants.wide[(source & !CONSTANT) as usize],
-        }
+        row(file, &self.constants.wide, source)
     }
 
     /// A source of the 64-bit class.
@@ -134,16 +147,7 @@ impl Program {
     /// A predicate source, as a mask.
     #[inline(always)]
     pub fn predicate(&self, regs: &RegFile, source: PredSrc) -> u32 {
-        match source {
-            PredSrc::Slot(slot, negated) => regs.predicates[slot as usize] ^ if negated { u32::MAX } else { 0 },
-            PredSrc::Constant(value) => {
-                if value {
-                    u32::MAX
-                } else {
-                    0
-                }
-            }
-        }
+        predicate(&regs.predicates, source)
     }
 
     /// A source of either class, one lane, zeros above its width.

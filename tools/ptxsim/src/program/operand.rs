@@ -84,6 +84,15 @@ pub struct Address {
     pub offset: i64,
 }
 
+/// A load or store of 32-bit elements that nothing but its addresses makes special.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quick {
+    /// In shared memory, from a 32-bit register on.
+    Shared(u16),
+    /// In global memory, from a 64-bit register on.
+    Global(u16),
+}
+
 /// A load or store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
@@ -101,4 +110,14 @@ pub struct Memory {
     pub semantics: Semantics,
     /// Scope.
     pub scope: Scope,
+    /// The frequent form, if it is that.
+    pub quick: Option<Quick>,
+}
+
+impl Memory {
+    /// Bytes of a lane, all elements together.
+    #[inline(always)]
+    pub fn bytes(&self) -> u32 {
+        self.ty.bytes() * self.registers.len() as u32
+    }
 }

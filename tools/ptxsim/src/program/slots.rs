@@ -85,12 +85,14 @@ pub fn colour(registers: &[Register], uses: &[Uses], guarded: &[bool], flow: &Fl
     ranges.sort_by_key(|range| (range.start, range.register));
     let mut slots = Slots { of: vec![0; registers.len()], count: [0; 3] };
     for (file, class) in [Class::Narrow, Class::Wide, Class::Predicate].into_iter().enumerate() {
-        let mut active = std::collections::BinaryHeap::new();
+        let mut active = std::collections::BinaryHeap::<std::cmp::Reverse<(u32, u32)>>::new();
         let mut free = std::collections::BinaryHeap::new();
         let mut count = 0u32;
         for range in ranges.iter().filter(|range| Class::of(registers[range.register as usize].ty) == class) {
             while let Some(&std::cmp::Reverse((end, slot))) = active.peek() {
-                if end >= range.start {
+                // A slot whose last reader writes this register is not taken over: a result goes straight to its place
+                // only when that is none of the sources.
+                if end.saturating_add(1) >= range.start {
                     break;
                 }
                 active.pop();

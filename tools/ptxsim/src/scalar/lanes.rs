@@ -64,22 +64,27 @@ pub type Compare64 = fn(Arch, &L64, &L64) -> u32;
 pub type Rare = fn([u64; 4]) -> u64;
 
 /// `vector!('w, arch; a: &'w L64 = addresses => u64 { ... })` runs a block compiled for the widest vectors of the machine. What
-/// it uses is handed over by name and type: a closure would not be compiled for them.
+/// it uses is handed over by name and type: a closure would not be compiled for them. A plain call into code that has the
+/// features, rather than through `Arch::dispatch`, which packs the arguments into a structure in memory first.
 macro_rules! vector {
     ($w:lifetime, $arch:expr; $($name:ident : $ty:ty = $value:expr),+ => $out:ty $body:block) => {{
-        struct Work<$w> {
-            $($name: $ty,)+
-            lifetime: std::marker::PhantomData<&$w ()>,
+        #[inline(always)]
+        #[allow(clippy::extra_unused_lifetimes, clippy::too_many_arguments)]
+        fn plain<$w>($($name: $ty),+) -> $out $body
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "sse4.2,popcnt,avx,avx2,bmi1,bmi2,fma,lzcnt")]
+        #[allow(clippy::extra_unused_lifetimes, clippy::too_many_arguments)]
+        fn with_avx2<$w>($($name: $ty),+) -> $out {
+            plain($($name),+)
         }
-        impl<$w> pulp::WithSimd for Work<$w> {
-            type Output = $out;
-            #[inline(always)]
-            fn with_simd<S: pulp::Simd>(self, _: S) -> $out {
-                let Work { $($name,)+ .. } = self;
-                $body
-            }
+
+        match $arch {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `V3` exists only where these features were found.
+            pulp::Arch::V3(_) => unsafe { with_avx2($($value),+) },
+            _ => plain($($value),+),
         }
-        $arch.dispatch(Work { $($name: $value,)+ lifetime: std::marker::PhantomData })
     }};
 }
 
@@ -121,6 +126,26 @@ macro_rules! compare {
         }
         run
     }};
+}
+
+/// `a` in the lanes of `mask`, `b` in the others.
+#[inline(always)]
+pub fn select32(arch: Arch, a: &L32, b: &L32, mask: u32, out: &mut L32) {
+    vector!('w, arch; a: &'w L32 = a, b: &'w L32 = b, mask: u32 = mask, out: &'w mut L32 = out => () {
+        for lane in 0..32 {
+            out.0[lane] = if mask & (1 << lane) != 0 { a.0[lane] } else { b.0[lane] };
+        }
+    })
+}
+
+/// `a` in the lanes of `mask`, `b` in the others.
+#[inline(always)]
+pub fn select64(arch: Arch, a: &L64, b: &L64, mask: u32, out: &mut L64) {
+    vector!('w, arch; a: &'w L64 = a, b: &'w L64 = b, mask: u32 = mask, out: &'w mut L64 = out => () {
+        for lane in 0..32 {
+            out.0[lane] = if mask & (1 << lane) != 0 { a.0[lane] } else { b.0[lane] };
+        }
+    })
 }
 
 /// Copies the lanes of `mask` from `new` to `old`.

@@ -16,6 +16,7 @@ impl Watcher {
         writes: &[AsyncRange],
         findings: &mut Findings,
     ) {
+        self.settle();
         let agent = self.order.agent(site);
         let clock = self.order.clock(agent).clone();
         let slot = self.slots.len() as u32 + 1;
@@ -48,9 +49,11 @@ impl Watcher {
                 if let Some(old) = old.or_else(plain) {
                     report(context, &toucher, &old, 0, address, findings);
                 }
+                if is_write {
+                    self.mark(rank, index, ALWAYS);
+                }
                 let word = &mut self.words[rank as usize][index];
                 if is_write {
-                    self.marks[rank as usize][index] = ALWAYS;
                     word.written_by = slot;
                 } else {
                     word.readers += 1;

@@ -7,6 +7,7 @@
 //! synchronise them.
 
 mod asynchronous;
+mod read_log;
 
 use std::collections::HashMap;
 
@@ -19,6 +20,7 @@ use crate::event::{
     Semantics, Site,
 };
 use crate::scalar::lanes::each;
+use read_log::{Logged, ReadLog};
 
 const NAME: &str = "shared_races";
 /// Mark of a word whose writers are not all warps of its CTA.
@@ -44,6 +46,9 @@ impl CheckerKind for SharedRaces {
             marks: vec![Vec::new(); ctas as usize],
             plain: vec![Vec::new(); warps],
             latest: vec![0; warps],
+            logs: vec![ReadLog::default(); warps],
+            logged: vec![false; ctas as usize],
+            written_in: vec![0; ctas as usize],
             operations: HashMap::new(),
             slots: Vec::new(),
         })
@@ -140,6 +145,12 @@ struct Watcher {
     plain: Vec<Vec<PlainRead>>,
     /// Per warp: its time at its last plain read.
     latest: Vec<u32>,
+    /// Per warp: plain reads that are not in `plain` yet.
+    logs: Vec<ReadLog>,
+    /// Per CTA: some log of its warps is not empty.
+    logged: Vec<bool>,
+    /// Per CTA: the last era in which something was written; [`ALWAYS`] once that could not be told by the era.
+    written_in: Vec<u32>,
     operations: HashMap<AsyncId, Operation>,
     /// Issuing site and family of every slot.
     slots: Vec<(Site, AsyncKind)>,
@@ -201,9 +212,14 @@ impl Watcher {
         let toucher = Toucher { site, agent, what };
         let clock = self.order.now(agent);
         if !is_strong && access.bytes >= 4 {
+            if !is_write && self.log_reads(access, agent, clock) {
+                return;
+            }
+            self.settle();
+            let readers = if is_write { self.unknown_readers(&toucher, clock) } else { 0..0 };
             for run in access.runs {
                 let noted = match is_write {
-                    true => self.write_run(run, &toucher, clock, access.bytes),
+                    true => self.write_run(run, &toucher, readers.clone(), clock, access.bytes),
                     false => self.read_run(run, &toucher, clock, access.bytes),
                 };
                 if !noted {
@@ -213,6 +229,7 @@ impl Watcher {
             }
             return;
         }
+        self.settle();
         self.by_lane(context, access, lanes, &toucher, findings);
     }
 
@@ -228,30 +245,21 @@ impl Watcher {
         if !marks.is_empty() && marks[words.clone()].iter().any(|mark| *mark >= era) {
             return false;
         }
-        let reads = &mut self.plain[toucher.agent as usize];
-        if reads.is_empty() {
-            reads.resize(self.words_per_cta, PlainRead::default());
-        }
-        self.latest[toucher.agent as usize] = clock;
-        let pc = toucher.site.pc;
-        match run.lane_at(0, bytes) {
-            None => reads[words].fill(PlainRead::new(clock, pc, SEVERAL_LANES)),
-            Some(lane) if bytes == 4 => {
-                reads[words].iter_mut().zip(lane..).for_each(|(read, lane)| *read = PlainRead::new(clock, pc, lane));
-            }
-            Some(_) => {
-                for (index, read) in reads[words].iter_mut().enumerate() {
-                    let lane = run.lane_at(4 * index as u32, bytes).unwrap_or(SEVERAL_LANES);
-                    *read = PlainRead::new(clock, pc, lane);
-                }
-            }
-        }
+        let read = Logged::new(run, words.start, clock, toucher.site.pc, bytes);
+        self.note_read(toucher.agent, &read);
         true
     }
 
     /// Notes the plain write of consecutive words when nothing can race with it: in this era nobody wrote them, no
     /// asynchronous operation has to do with them, and every read of them is known to the writer.
-    fn write_run(&mut self, run: &Run, toucher: &Toucher, clock: u32, bytes: u32) -> bool {
+    fn write_run(
+        &mut self,
+        run: &Run,
+        toucher: &Toucher,
+        readers: std::ops::Range<usize>,
+        clock: u32,
+        bytes: u32,
+    ) -> bool {
         let rank = shared_rank(run.address);
         let first = shared_offset(run.address) as usize / 4;
         let range = first..first + run.bytes as usize / 4;
@@ -260,20 +268,18 @@ impl Watcher {
             return false;
         }
         let era = self.era[rank as usize];
-        let knows = self.order.clock(agent);
-        let warps = self.plain.len() / self.words.len();
-        for reader in rank as usize * warps..(rank as usize + 1) * warps {
-            // Its own lanes' reads count when they are of the present time: nothing synchronised the lanes since.
-            let known = if reader == agent as usize { clock - 1 } else { knows.of(reader as AgentId) };
+        for reader in readers {
+            let known = self.known(reader, agent, clock);
             let unknown = |read: &PlainRead| (read.0 >> 32) as u32 > known;
-            if self.latest[reader] > known && self.plain[reader][range.clone()].iter().any(unknown) {
+            let reads = || self.plain[reader].get(range.clone()).unwrap_or_default();
+            if self.latest[reader] > known && reads().iter().any(unknown) {
                 return false;
             }
         }
         let order = &self.order;
         let fresh = |word: &Word| {
-            let read_is_over = word.era != era && order.belongs(word.read.agent, rank);
-            word.more == 0 && word.readers == 0 && (word.read.clock == 0 || read_is_over)
+            let read_is_over = || word.era != era && order.belongs(word.read.agent, rank);
+            word.more == 0 && word.readers == 0 && (word.read.clock == 0 || read_is_over())
         };
         let words = &mut self.words[rank as usize][range.clone()];
         let marks = &mut self.marks[rank as usize][range];
@@ -281,6 +287,7 @@ impl Watcher {
             return false;
         }
         marks.fill(era);
+        self.written_in[rank as usize] = self.written_in[rank as usize].max(era);
         for (index, word) in words.iter_mut().enumerate() {
             let lane = run.lane_at(4 * index as u32, bytes).unwrap_or(WHOLE_WARP);
             let pc = toucher.site.pc;
@@ -289,6 +296,24 @@ impl Watcher {
             word.era = era;
         }
         true
+    }
+
+    /// The time up to which a writer knows of another warp's reads.
+    #[inline(always)]
+    fn known(&self, reader: usize, writer: AgentId, clock: u32) -> u32 {
+        // Its own lanes' reads count when they are of the present time: nothing synchronised the lanes since.
+        if reader == writer as usize { clock - 1 } else { self.order.clock(writer).of(reader as AgentId) }
+    }
+
+    /// The warps of its CTA, as a range that holds all whose last plain read a writer does not know of: nearly always none.
+    fn unknown_readers(&self, toucher: &Toucher, clock: u32) -> std::ops::Range<usize> {
+        let warps = self.plain.len() / self.words.len();
+        let first = toucher.site.cta as usize * warps;
+        let is_unknown = |reader: &usize| self.latest[*reader] > self.known(*reader, toucher.agent, clock);
+        match (first..first + warps).find(is_unknown) {
+            Some(reader) => reader..first + warps,
+            None => 0..0,
+        }
     }
 
     /// The first plain read of a word that races with `stamp`, as a stamp.
@@ -381,6 +406,12 @@ impl Watcher {
         self.remember(rank, index, stamp);
     }
 
+    /// The word was written in this era, or [`ALWAYS`].
+    fn mark(&mut self, rank: u32, index: usize, era: u32) {
+        self.marks[rank as usize][index] = era;
+        self.written_in[rank as usize] = self.written_in[rank as usize].max(era);
+    }
+
     fn remember(&mut self, rank: u32, index: usize, stamp: Stamp) {
         let word = &mut self.words[rank as usize][index];
         let clock = self.order.clock(stamp.agent);
@@ -412,7 +443,7 @@ impl Watcher {
         if stamp.is_write {
             let crowded = word.more != 0 && !self.more[word.more as usize - 1].is_empty();
             let by_era = self.order.belongs(stamp.agent, rank) && word.written_by == 0 && !crowded;
-            self.marks[rank as usize][index] = if by_era { self.era[rank as usize] } else { ALWAYS };
+            self.mark(rank, index, if by_era { self.era[rank as usize] } else { ALWAYS });
         }
     }
 

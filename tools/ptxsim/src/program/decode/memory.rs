@@ -6,7 +6,9 @@ use crate::address::Space;
 use crate::error::Result;
 use crate::event::{Scope, Semantics};
 use crate::front::ast::{Base, Operand, Type, VariableId};
-use crate::program::op::{Address, AnyDst, AnySrc, Atomic, AtomicOp, Memory, MemorySpace, Op};
+use crate::program::op::{
+    Address, AddressBase, AnyDst, AnySrc, Atomic, AtomicOp, Memory, MemorySpace, NONE, Op, Quick,
+};
 
 /// Names of state spaces in instructions.
 pub(super) const SPACES: [&str; 11] = [
@@ -120,7 +122,14 @@ impl<'a> Decoder<'a> {
             registers.push(if store { self.any_src(form, element, ty)? } else { self.loaded(form, element, ty)? });
         }
         let half = elements.iter().any(|element| self.holds_16_bits(element));
-        let memory = Box::new(Memory { space, address, ty, registers, half, semantics, scope });
+        let is_word = |register: &AnySrc| matches!(register, AnySrc::Narrow(slot) if *slot != NONE);
+        let words = ty.bytes() == 4 && !half && semantics == Semantics::Weak && registers.iter().all(is_word);
+        let quick = match (space, address.base) {
+            (MemorySpace::Named(Space::Shared), AddressBase::Register32(slot)) if words => Some(Quick::Shared(slot)),
+            (MemorySpace::Named(Space::Global), AddressBase::Register64(slot)) if words => Some(Quick::Global(slot)),
+            _ => None,
+        };
+        let memory = Box::new(Memory { space, address, ty, registers, half, semantics, scope, quick });
         Ok(Some(if store { Op::Store(memory) } else { Op::Load(memory) }))
     }
 
