@@ -34,6 +34,7 @@ impl<'a> Cluster<'a> {
             Op::Load(memory) => self.load(warp, site, memory)?,
             Op::Store(memory) => self.store(warp, site, memory)?,
             Op::Branch(target) => return Ok(self.branch(warp, site, mask, index, *target)),
+            Op::Mma(mma) => self.mma(warp, site, mma),
             _ => return self.execute_more(warp, site, mask, index, instr),
         }
         Ok(After::Next)
@@ -107,7 +108,6 @@ impl<'a> Cluster<'a> {
     /// Tensor cores, and what came with sm_90.
     fn execute_tensor(&mut self, warp: &mut Warp, site: Site, instr: &'a Instr) -> Result<After> {
         match &instr.op {
-            Op::Mma(mma) => self.mma(warp, site, mma),
             Op::WmmaMove(tile) => self.wmma_move(warp, site, tile)?,
             Op::Wgmma(wgmma) => self.wgmma(warp, site, wgmma)?,
             Op::WgmmaFence => self.wgmma_fence(site),

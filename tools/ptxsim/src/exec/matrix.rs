@@ -11,35 +11,38 @@ use crate::event::{AccessKind, Site, WarpSync};
 use crate::program::op::MatrixMove;
 use crate::scalar::lanes::{L32, blend32, each};
 
-/// A matrix as rows of elements.
-type Matrix = [[u16; 8]; 8];
+/// A row: eight elements, two in a word.
+type Row = [u32; 4];
 
-/// The two elements of a lane, first in the low half.
-fn fragment(matrix: &Matrix, lane: usize, transposed: bool) -> u32 {
-    let (row, column) = (lane / 4, 2 * (lane % 4));
-    let [low, high] = if transposed {
-        [matrix[column][row], matrix[column + 1][row]]
-    } else {
-        [matrix[row][column], matrix[row][column + 1]]
-    };
-    low as u32 | (high as u32) << 16
+/// The register of a matrix, a word per lane.
+fn fragments(rows: &[Row; 8], transposed: bool) -> L32 {
+    let mut out = L32::ZERO;
+    if !transposed {
+        out.0.as_chunks_mut::<4>().0.iter_mut().zip(rows).for_each(|(words, row)| *words = *row);
+        return out;
+    }
+    for (lane, word) in out.0.iter_mut().enumerate() {
+        let (column, pair) = (lane / 4, 2 * (lane % 4));
+        let element = |row: usize| rows[row][column / 2] >> (16 * (column % 2)) & 0xffff;
+        *word = element(pair) | element(pair + 1) << 16;
+    }
+    out
 }
 
-/// The matrix that the fragments of 32 lanes make.
-fn gather(fragments: &L32, transposed: bool) -> Matrix {
-    let mut matrix = [[0; 8]; 8];
-    for lane in 0..32 {
-        let (row, column) = (lane / 4, 2 * (lane % 4));
-        let value = fragments.0[lane];
-        for (offset, element) in [value as u16, (value >> 16) as u16].into_iter().enumerate() {
-            if transposed {
-                matrix[column + offset][row] = element;
-            } else {
-                matrix[row][column + offset] = element;
-            }
-        }
+/// The matrix that a register holds.
+fn rows_of(fragments: &L32, transposed: bool) -> [Row; 8] {
+    let mut rows = [[0; 4]; 8];
+    if !transposed {
+        rows.iter_mut().zip(fragments.0.as_chunks::<4>().0).for_each(|(row, words)| *row = *words);
+        return rows;
     }
-    matrix
+    for (lane, word) in fragments.0.iter().enumerate() {
+        let (column, pair) = (lane / 4, 2 * (lane % 4));
+        let shift = 16 * (column % 2);
+        rows[pair][column / 2] |= (word & 0xffff) << shift;
+        rows[pair + 1][column / 2] |= (word >> 16) << shift;
+    }
+    rows
 }
 
 impl<'a> Cluster<'a> {
@@ -47,31 +50,33 @@ impl<'a> Cluster<'a> {
         let count = op.registers.len();
         let rows = if count == 4 { u32::MAX } else { (1 << (8 * count)) - 1 };
         let mut addresses = self.addresses(warp, op.address);
-        let mut matrices: Vec<Matrix> = vec![[[0; 8]; 8]; count];
+        // At most four matrices; row r of matrix j is at 8j + r, as its address is in lane 8j + r.
+        let mut all = [[0; 4]; 32];
         if op.store {
-            for (matrix, register) in matrices.iter_mut().zip(&op.registers) {
-                *matrix = gather(self.launch.program.source32(&warp.regs, *register), op.transposed);
+            for (rows, register) in all.as_chunks_mut::<8>().0.iter_mut().zip(&op.registers) {
+                *rows = rows_of(self.launch.program.source32(&warp.regs, *register), op.transposed);
             }
         }
         let kind = Kind::plain(if op.store { AccessKind::Write } else { AccessKind::Read }, 16);
         self.by_space(op.space, &mut addresses, site.mask & rows, |cluster, space, lanes, addresses| {
             let tested = cluster.test(warp.local_bytes, Site { mask: lanes, ..site }, space, addresses, kind)?;
             for lane in each(tested.lanes) {
-                let row = &mut matrices[lane / 8][lane % 8];
-                for (column, element) in row.iter_mut().enumerate() {
-                    let address = addresses.0[lane] + 2 * column as u64;
-                    if op.store {
-                        cluster.poke(warp, &tested, lane, address, 2, *element as u64);
-                    } else {
-                        *element = cluster.peek(warp, &tested, lane, address, 2) as u16;
-                    }
+                let mut bytes = [0; 16];
+                if op.store {
+                    let words = bytes.as_chunks_mut::<4>().0.iter_mut().zip(&all[lane]);
+                    words.for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+                    cluster.write_bytes(space, addresses.0[lane], &bytes);
+                } else {
+                    cluster.read_bytes(space, addresses.0[lane], &mut bytes);
+                    let words = bytes.as_chunks::<4>().0.iter().zip(&mut all[lane]);
+                    words.for_each(|(bytes, word)| *word = u32::from_le_bytes(*bytes));
                 }
             }
             Ok(())
         })?;
         if !op.store {
-            for (matrix, register) in matrices.iter().zip(&op.registers) {
-                let values = L32(std::array::from_fn(|lane| fragment(matrix, lane, op.transposed)));
+            for (rows, register) in all.as_chunks::<8>().0.iter().zip(&op.registers) {
+                let values = fragments(rows, op.transposed);
                 blend32(self.arch, &mut warp.regs.narrow[*register as usize], &values, site.mask);
             }
         }
@@ -80,9 +85,8 @@ impl<'a> Cluster<'a> {
     }
 
     pub(super) fn move_matrix(&mut self, warp: &mut Warp, site: Site, d: u16, a: u16) {
-        let matrix = gather(self.launch.program.source32(&warp.regs, a), false);
-        let values = L32(std::array::from_fn(|lane| fragment(&matrix, lane, true)));
-        blend32(self.arch, &mut warp.regs.narrow[d as usize], &values, site.mask);
+        let rows = rows_of(self.launch.program.source32(&warp.regs, a), false);
+        blend32(self.arch, &mut warp.regs.narrow[d as usize], &fragments(&rows, true), site.mask);
         self.warp_sync(site, WarpSync::Matrix, u32::MAX, 0);
     }
 }

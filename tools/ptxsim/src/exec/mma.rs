@@ -26,11 +26,34 @@ impl<'a> Cluster<'a> {
         let program = self.launch.program;
         let product =
             Product { operand: op.operand, accumulator: op.accumulator, arithmetic: self.tensor_arithmetic(), k: op.k };
+        if product.arithmetic == Arithmetic::Fast && op.wmma.is_none() && site.mask == u32::MAX {
+            // The frequent form, without lists of registers.
+            let register = |source: u16| &program.source32(&warp.regs, source).0;
+            if let ([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]) =
+                (&op.sources[0][..], &op.sources[1][..], &op.sources[2][..])
+            {
+                let a = [register(*a0), register(*a1), register(*a2), register(*a3)];
+                let mut d = [*register(*c0), *register(*c1), *register(*c2), *register(*c3)];
+                if mma::fast_m16n8(self.arch, product, a, [register(*b0), register(*b1)], &mut d) {
+                    op.d.iter().zip(&d).for_each(|(slot, value)| warp.regs.narrow[*slot as usize].0 = *value);
+                    return self.mma_done(site, 16 * 8 * op.k);
+                }
+            }
+        }
         let register = |source: &u16| &program.source32(&warp.regs, *source).0;
-        // At most eight registers, as `wmma` has.
-        let mut d = [[0; 32]; 8];
-        op.sources[2].iter().zip(&mut d).for_each(|(source, value)| *value = *register(source));
-        let d = &mut d[..op.d.len()];
+        // At most eight registers, as `wmma` has; four of an `mma` of f32.
+        let (mut four, mut eight);
+        let d: &mut [[u32; 32]] = match op.d.len() {
+            ..=4 => {
+                four = [[0; 32]; 4];
+                &mut four[..op.d.len()]
+            }
+            count => {
+                eight = [[0; 32]; 8];
+                &mut eight[..count]
+            }
+        };
+        op.sources[2].iter().zip(&mut *d).for_each(|(source, value)| *value = *register(source));
         let list = |sources: &[u16]| {
             let mut list = [register(&sources[0]); 8];
             sources.iter().zip(&mut list).for_each(|(source, place)| *place = register(source));
@@ -46,7 +69,11 @@ impl<'a> Cluster<'a> {
         for (slot, value) in op.d.iter().zip(d) {
             blend32(self.arch, &mut warp.regs.narrow[*slot as usize], &L32(*value), site.mask);
         }
-        self.counters.tensor(site.pc, (m * n * op.k) as u64);
+        self.mma_done(site, m * n * op.k);
+    }
+
+    fn mma_done(&mut self, site: Site, macs: usize) {
+        self.counters.tensor(site.pc, macs as u64);
         self.warp_sync(site, WarpSync::Matrix, u32::MAX, 0);
     }
 

@@ -68,9 +68,9 @@ pub(super) fn run(arch: Arch, program: &Program, regs: &mut RegFile, counters: &
 /// A source, while another row of the file may be written.
 ///
 /// # Safety
-/// `first` starts `count` rows that live as long as `'r`, and the one that `source` names is not written meanwhile.
+/// `first` starts `count` rows that live as long as `constants`, and the one that `source` names is not written meanwhile.
 #[inline(always)]
-unsafe fn beside<'r, T>(first: *const T, count: usize, constants: &'r [T], source: u16) -> &'r T {
+unsafe fn beside<T>(first: *const T, count: usize, constants: &[T], source: u16) -> &T {
     if source & CONSTANT != 0 {
         return &constants[(source & !CONSTANT) as usize];
     }

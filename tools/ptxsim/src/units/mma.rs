@@ -2,8 +2,9 @@
 
 use pulp::Arch;
 
+use super::fast_mma;
 use super::fragment::{self, Register, WmmaMatrix, WmmaShape};
-use super::tensor_core::{Accumulator, Operand, Product, multiply_add};
+use super::tensor_core::{Accumulator, Arithmetic, Operand, Product, multiply_add};
 
 /// `mma.sync.aligned.m16n8k{k}.row.col`: D = A B + C.
 ///
@@ -14,6 +15,22 @@ use super::tensor_core::{Accumulator, Operand, Product, multiply_add};
 /// four lanes: of eight columns the even ones come first, and of eight 16-bit elements along `k`, too. No sum depends on that within a
 /// step of the tensor core.
 pub fn mma_m16n8(arch: Arch, product: Product, a: &[&Register], b: &[&Register], d: &mut [Register]) {
+    if let ([a0, a1, a2, a3], [b0, b1], Ok(d)) = (a, b, <&mut [Register; 4]>::try_from(&mut *d))
+        && fast_m16n8(arch, product, [a0, a1, a2, a3], [b0, b1], d)
+    {
+        return;
+    }
+    by_tiles(arch, product, a, b, d);
+}
+
+/// The same where four registers of A, two of B and four of `f32` sums make the product, in fast mode; false if it was not done.
+pub fn fast_m16n8(arch: Arch, product: Product, a: [&Register; 4], b: [&Register; 2], d: &mut [Register; 4]) -> bool {
+    let is_fast = product.arithmetic == Arithmetic::Fast && product.accumulator == Accumulator::F32;
+    is_fast && product.k == 16 && fast_mma::m16n8k16(arch, product.operand, a, b, d)
+}
+
+/// The same for all kinds of products, by tiles.
+fn by_tiles(arch: Arch, product: Product, a: &[&Register], b: &[&Register], d: &mut [Register]) {
     let k = product.k;
     let (mut a_tile, mut b_tile, mut d_tile) = ([0; 16 * 16], [0; 16 * 8], [[0; 8]; 16]);
     let (a_tile, b_tile) = (&mut a_tile[..16 * k], &mut b_tile[..8 * k]);

@@ -6,6 +6,7 @@
 pub mod approx;
 pub mod tensor_core;
 pub mod fragment;
+mod fast_mma;
 pub mod mma;
 pub mod swizzle;
 pub mod descriptor;

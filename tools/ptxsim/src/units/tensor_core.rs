@@ -318,7 +318,7 @@ fn store<S: Simd>(simd: S, d: &mut [u32], at: usize, sum: S::f32s) {
 }
 
 /// What every NaN result looks like.
-const CANONICAL_NAN: u32 = 0x7fff_ffff;
+pub(super) const CANONICAL_NAN: u32 = 0x7fff_ffff;
 
 /// `F` fraction bits are kept when terms are aligned, `STEP` products are added at a time.
 #[inline(always)]
