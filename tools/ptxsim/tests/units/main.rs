@@ -5,6 +5,7 @@
 
 mod card;
 mod tensor_core;
+mod fast_mma;
 mod rounding;
 mod approx;
 mod fragment;
