@@ -127,7 +127,13 @@ impl Allocation {
     }
 
     /// Copies bytes out.
+    #[inline]
     pub fn copy_out(&self, offset: u64, out: &mut [u8]) {
+        if offset.is_multiple_of(4) && out.len().is_multiple_of(4) {
+            let words = self.words_from(offset).iter();
+            out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.load(Relaxed).to_le_bytes());
+            return;
+        }
         let mut done = 0;
         while done < out.len() {
             let at = offset + done as u64;

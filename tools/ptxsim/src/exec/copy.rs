@@ -8,7 +8,7 @@ use super::access::Kind;
 use super::bulk::Bulk;
 use super::warp::Warp;
 use super::wgmma::Product16;
-use crate::address::{SHARED_WINDOW, Space};
+use crate::address::{SHARED_WINDOW, Space, shared_rank};
 use crate::error::Result;
 use crate::event::{AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, AsyncWait, Event, Interest, Site};
 use crate::options::AsyncPolicy;
@@ -176,22 +176,34 @@ impl<'a> Cluster<'a> {
         let kind = |kind: AccessKind, bytes: u32| Kind { agent: Agent::Async(id), ..Kind::plain(kind, bytes) };
         let mut data = [[0u8; 16]; 32];
         // Lanes that read fewer bytes than they write are tested by what they read.
-        for length in (1..=copy.bytes).rev() {
-            let lanes = each(copy.lanes).filter(|&lane| copy.source_bytes[lane] as u32 == length);
+        let mut left =
+            each(copy.lanes).filter(|&lane| copy.source_bytes[lane] > 0).fold(0u32, |all, lane| all | 1 << lane);
+        while left != 0 {
+            let length = copy.source_bytes[left.trailing_zeros() as usize];
+            let lanes = each(left).filter(|&lane| copy.source_bytes[lane] == length);
             let lanes = lanes.fold(0u32, |all, lane| all | 1 << lane);
-            if lanes == 0 {
-                continue;
-            }
+            left &= !lanes;
+            let length = length as u32;
             let aligned = Kind { align: copy.bytes, ..kind(AccessKind::Read, length) };
             let tested = self.test(0, Site { mask: lanes, ..site }, Space::Global, &copy.from, aligned)?;
             for lane in each(tested.lanes) {
-                self.read_bytes(Space::Global, copy.from.0[lane], &mut data[lane][..length as usize]);
+                let data = &mut data[lane][..length as usize];
+                match tested.allocation {
+                    Some(a) => a.copy_out(copy.from.0[lane] - a.base, data),
+                    None => self.read_bytes(Space::Global, copy.from.0[lane], data),
+                }
             }
         }
         let site = Site { mask: copy.lanes, ..site };
         let tested = self.test(0, site, Space::Shared, &copy.to, kind(AccessKind::Write, copy.bytes))?;
         for lane in each(tested.lanes) {
-            self.write_bytes(Space::Shared, copy.to.0[lane], &data[lane][..copy.bytes as usize]);
+            match (copy.bytes, tested.near) {
+                (16, Some(near)) => {
+                    let shared = &mut self.ctas[shared_rank(near.base) as usize].shared;
+                    shared[(copy.to.0[lane] - near.base) as usize..][..16].copy_from_slice(&data[lane]);
+                }
+                _ => self.write_bytes(Space::Shared, copy.to.0[lane], &data[lane][..copy.bytes as usize]),
+            }
         }
         Ok(())
     }
