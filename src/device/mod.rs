@@ -1,6 +1,11 @@
 //! Where memory and work live. Ops ask their tensors for the device and run there; nothing above asks which one it is.
 
 pub mod cpu;
+pub mod driver;
+pub mod gpu;
+pub mod launch;
+pub mod modules;
+pub mod signature;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx2;
 

@@ -126,6 +126,14 @@ impl Device {
         Ok(())
     }
 
+    /// From here on the bytes count as never written: a host that hands parts of an allocation out again says so here.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn forget(&self, address: u64, bytes: u64) -> Result<()> {
+        self.memory.forget(address, bytes)
+    }
+
     /// Allocates memory for `f32` values and copies them.
     ///
     /// # Errors

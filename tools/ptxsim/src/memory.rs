@@ -111,6 +111,18 @@ impl Allocation {
         }
     }
 
+    /// Marks bytes as never written.
+    pub fn unmark(&self, offset: u64, bytes: u64) {
+        let (mut at, end) = (offset, offset + bytes);
+        while at < end {
+            let upto = end.min((at / 32 + 1) * 32);
+            let bits = span(at % 32, upto - at);
+            let old = self.written[(at / 32) as usize].fetch_and(!bits, Relaxed) & bits;
+            self.unwritten.fetch_add(old.count_ones() as u64, Relaxed);
+            at = upto;
+        }
+    }
+
     /// Whether all of these bytes were written.
     #[inline(always)]
     pub fn is_written(&self, offset: u64, bytes: u64) -> bool {
@@ -215,7 +227,7 @@ impl GlobalMemory {
     /// # Errors
     /// When nothing live starts there.
     pub fn free(&mut self, address: u64) -> Result<()> {
-        let slot = self.slots.iter_mut().find(|slot| slot.base == address);
+        let slot = self.slots.binary_search_by_key(&address, |slot| slot.base).ok().map(|index| &mut self.slots[index]);
         match slot {
             Some(slot) if slot.live.is_some() => slot.live = None,
             Some(_) => return Err(Error::Host(format!("{address:#x} was freed before"))),
@@ -278,6 +290,18 @@ impl GlobalMemory {
         if !out.is_empty() {
             let allocation = self.range(address, out.len() as u64)?;
             allocation.copy_out(address - allocation.base, out);
+        }
+        Ok(())
+    }
+
+    /// From here on the bytes count as never written.
+    ///
+    /// # Errors
+    /// When the range is not inside one live allocation.
+    pub fn forget(&self, address: u64, bytes: u64) -> Result<()> {
+        if bytes > 0 {
+            let allocation = self.range(address, bytes)?;
+            allocation.unmark(address - allocation.base, bytes);
         }
         Ok(())
     }

@@ -219,3 +219,21 @@ fn counters_follow_their_definitions() {
     assert_eq!(shared(128, "mov.u32 %r1, 0; st.shared.v4.u32 [%r2], {%r1, %r1, %r1, %r1};"), (4, 32));
     assert_eq!(shared(8, "mov.u32 %r1, 0; st.shared.v2.u32 [%r2], {%r1, %r1};"), (2, 2));
 }
+
+#[test]
+fn forgotten_bytes_count_as_never_written() {
+    let text = module(".reg .b32 %r<9>; .reg .b64 %rd<9>; ld.param.u64 %rd0, [in]; ld.global.u32 %r0, [%rd0+4]; ret;");
+    let run = |forgotten: (u64, u64)| {
+        let mut device = Device::new();
+        let input = device.upload(&[1u32, 2, 3, 4], u32::to_le_bytes).unwrap();
+        device.forget(input + forgotten.0, forgotten.1).unwrap();
+        let function = device.load("forget.ptx", &text).unwrap().function("k").unwrap();
+        let args = [Arg::Pointer(input), Arg::Pointer(input)];
+        let outcome = device.launch(&function, &Geometry::linear(1, 1), &args, &Options::default()).unwrap();
+        outcome.findings.iter().map(|finding| finding.checker).collect::<Vec<_>>()
+    };
+    assert_eq!(run((8, 8)), [""; 0]);
+    assert_eq!(run((7, 1)), ["uninitialised"]);
+    assert_eq!(run((0, 16)), ["uninitialised"]);
+    assert!(Device::new().forget(64, 1).is_err());
+}

@@ -1,0 +1,336 @@
+//! The driver that runs launches on an NVIDIA card, through the CUDA driver API, which is found at run time: the one
+//! executable starts on machines without it.
+//!
+//! One context (the device's primary one), one stream. Every call makes the context current first, so that any thread may
+//! call. Code without a module for the card is compiled by NVRTC where that library is present.
+
+use super::{
+    Address, Arg, Capability, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, Memory, ModuleId, Result,
+};
+use crate::device::modules::Module;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute};
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Oldest capability that the kernels are written for: bf16 tensor cores and `cp.async`.
+const CAPABILITY_MIN: Capability = Capability { major: 8, minor: 0 };
+
+/// Shared memory of a block beyond which a kernel must be told that it may have it.
+const SMEM_UNASKED_BYTES: u32 = 48 << 10;
+
+/// A card.
+pub struct Cuda {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    name: String,
+    capability: Capability,
+    handles: Mutex<Handles>,
+}
+
+#[derive(Default)]
+struct Handles {
+    modules: Vec<sys::CUmodule>,
+    functions: Vec<sys::CUfunction>,
+    events: Vec<sys::CUevent>,
+    graphs: Vec<sys::CUgraphExec>,
+}
+
+// SAFETY: the raw handles name objects inside the driver, which any thread may use once the context is current there
+// (`bind`); the tables of handles are behind a mutex.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; the driver API is thread-safe.
+unsafe impl Sync for Cuda {}
+
+fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
+    move |error| {
+        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+        let message = format!("{} ({:?})", text.unwrap_or("an error without a name".into()), error.0);
+        DeviceError::Call { call, message }
+    }
+}
+
+fn unavailable(message: impl Into<String>) -> DeviceError {
+    DeviceError::Unavailable(message.into())
+}
+
+/// Cards that the driver sees, in words, with their capability.
+///
+/// # Errors
+/// When there is no driver, or it does not start.
+pub fn cards() -> Result<Vec<(String, Capability)>> {
+    start()?;
+    let count = result::device::get_count().map_err(failed("count the cards"))?;
+    (0..count).map(|index| card(index).map(|(_, name, capability)| (name, capability))).collect()
+}
+
+/// Finds and starts the driver.
+fn start() -> Result<()> {
+    // SAFETY: only opens the library to see whether it is there; loading NVIDIA's driver has no precondition.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unavailable(
+            "no NVIDIA driver was found (libcuda.so.1); install one, or use --device cpu or --device sim",
+        ));
+    }
+    result::init().map_err(|error| {
+        let why = failed("init")(error);
+        unavailable(format!("the NVIDIA driver does not start ({why}); is a card present, and may this user open it?"))
+    })
+}
+
+fn card(index: i32) -> Result<(sys::CUdevice, String, Capability)> {
+    let device = result::device::get(index).map_err(failed("open the card"))?;
+    let name = result::device::get_name(device).map_err(failed("name the card"))?;
+    // SAFETY: `device` was returned by `device::get`; the attributes are plain integers.
+    let attribute = |what| unsafe { result::device::get_attribute(device, what) }.map_err(failed("ask the card"));
+    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    Ok((device, name, Capability { major, minor }))
+}
+
+impl Cuda {
+    /// Opens the card `index`.
+    ///
+    /// # Errors
+    /// No driver, no such card, or one that is too old.
+    pub fn open(index: usize) -> Result<Cuda> {
+        start()?;
+        let count = result::device::get_count().map_err(failed("count the cards"))? as usize;
+        if index >= count {
+            let what = if count == 0 {
+                "the NVIDIA driver sees no card".to_string()
+            } else {
+                format!("there is no card {index}, the last is {}", count - 1)
+            };
+            return Err(unavailable(format!("{what}; use --device cpu, --device sim or another index")));
+        }
+        let (device, name, capability) = card(index as i32)?;
+        if capability < CAPABILITY_MIN {
+            return Err(unavailable(format!(
+                "{name} has compute capability {capability}; the kernels need {CAPABILITY_MIN} (Ampere) or newer; use --device cpu"
+            )));
+        }
+        // SAFETY: `device` was returned by `device::get`. The primary context is kept for the life of the process.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("make a context"))?;
+        // SAFETY: `context` was just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("enter the context"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("make a stream"))?;
+        Ok(Cuda { device, context, stream, name, capability, handles: Mutex::default() })
+    }
+
+    /// Makes the context current on this thread.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context was retained in `open` and is never released.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("enter the context"))
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load_image(&self, image: *const c_void) -> std::result::Result<ModuleId, DriverError> {
+        // SAFETY: callers pass a whole cubin, or PTX that ends in a zero byte; the driver copies what it needs.
+        let module = unsafe { result::module::load_data(image) }?;
+        let mut handles = self.handles();
+        handles.modules.push(module);
+        Ok(ModuleId(handles.modules.len() as u32 - 1))
+    }
+
+    fn load_ptx(&self, ptx: &str) -> Result<ModuleId> {
+        let text = CString::new(ptx).map_err(|error| DeviceError::Call { call: "load", message: error.to_string() })?;
+        self.load_image(text.as_ptr().cast()).map_err(failed("load PTX: is the driver as new as CUDA 13.0 (580)?"))
+    }
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    fn memory(&self) -> Result<Memory> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(failed("ask for free memory"))?;
+        Ok(Memory { free_bytes: free as u64, total_bytes: total as u64 })
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.bind()?;
+        // SAFETY: the memory is handed out as undefined; tensors write it before they read it.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(Address(address)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let Memory { free_bytes, total_bytes } = self.memory()?;
+                Err(DeviceError::OutOfMemory { asked_bytes: bytes as u64, free_bytes, total_bytes })
+            }
+            Err(error) => Err(failed("allocate")(error)),
+        }
+    }
+
+    fn free(&self, address: Address) -> Result<()> {
+        self.synchronise()?; // work in the stream may still use it
+        // SAFETY: the address came from `allocate`, whose owner frees it once; no work is left that uses it.
+        unsafe { result::free_sync(address.0) }.map_err(failed("free"))
+    }
+
+    fn copy_in(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `to` is inside an allocation with room for `from` (tensors check their extents). The memory is pageable, so
+        // the driver has staged all of `from` before the call returns.
+        unsafe { result::memcpy_htod_async(to.0, from, self.stream) }.map_err(failed("copy to the card"))
+    }
+
+    fn copy_out(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as in `copy_in`, the other way; `to` is borrowed until the stream has been waited for.
+        unsafe { result::memcpy_dtoh_async(to, from.0, self.stream) }.map_err(failed("copy from the card"))?;
+        self.synchronise()
+    }
+
+    fn copy_within(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both ranges are inside allocations (tensors check their extents).
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }.map_err(failed("copy on the card"))
+    }
+
+    fn set(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the range is inside an allocation.
+        unsafe { result::memset_d8_async(to.0, byte, bytes, self.stream) }.map_err(failed("set memory"))
+    }
+
+    fn load(&self, module: &Module) -> Result<ModuleId> {
+        self.bind()?;
+        // The cubin needs no compilation, but runs on its own generation only; PTX runs on all later ones.
+        match self.load_image(module.cubin.as_ptr().cast()) {
+            Ok(loaded) => Ok(loaded),
+            Err(_) => self.load_ptx(module.ptx),
+        }
+    }
+
+    fn compile(&self, stem: &str, text: &str) -> Result<ModuleId> {
+        self.bind()?;
+        // SAFETY: only opens the library to see whether it is there.
+        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+            return Err(unavailable(format!(
+                "this executable has no code of kernels/{stem}.cu for {}, and NVRTC (libnvrtc.so) was not found to compile it; build with nvcc (tools/get-nvcc), or use --device cpu",
+                self.name
+            )));
+        }
+        let Capability { major, minor } = self.capability;
+        let options = cudarc::nvrtc::CompileOptions {
+            options: vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++17".into()],
+            name: Some(format!("{stem}.cu")),
+            ..Default::default()
+        };
+        let ptx = cudarc::nvrtc::compile_ptx_with_opts(text, options)
+            .map_err(|error| DeviceError::Call { call: "compile", message: format!("kernels/{stem}.cu: {error:?}") })?;
+        self.load_ptx(&ptx.to_src())
+    }
+
+    fn function(&self, module: ModuleId, name: &str) -> Result<FunctionId> {
+        self.bind()?;
+        let symbol =
+            CString::new(name).map_err(|e| DeviceError::Call { call: "find a kernel", message: e.to_string() })?;
+        let module = self.handles().modules[module.0 as usize];
+        // SAFETY: modules are never unloaded.
+        let function = unsafe { result::module::get_function(module, symbol) }.map_err(failed("find a kernel"))?;
+        let mut handles = self.handles();
+        handles.functions.push(function);
+        Ok(FunctionId(handles.functions.len() as u32 - 1))
+    }
+
+    fn launch(&self, function: FunctionId, geometry: Geometry, args: &[Arg]) -> Result<()> {
+        self.bind()?;
+        let function = self.handles().functions[function.0 as usize];
+        let Geometry { grid: [x, y, z], threads, smem_bytes } = geometry;
+        if smem_bytes > SMEM_UNASKED_BYTES {
+            let what = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a module that is never unloaded.
+            unsafe { result::function::set_function_attribute(function, what, smem_bytes as i32) }
+                .map_err(failed("ask for shared memory"))?;
+        }
+        let mut values: Vec<u64> = args.iter().map(bits).collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (value as *mut u64).cast()).collect();
+        // SAFETY: number and sizes of the arguments were held against the PTX by the build script and the launcher's types
+        // (little-endian: a narrow value is the first bytes of its word); the driver copies them before the call returns. The
+        // pointers are borrowed from tensors whose memory is freed only after the stream has been waited for.
+        unsafe { result::launch_kernel(function, (x, y, z), (threads, 1, 1), smem_bytes, self.stream, &mut pointers) }
+            .map_err(failed("launch"))
+    }
+
+    fn record(&self) -> Result<EventId> {
+        self.bind()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("make an event"))?;
+        // SAFETY: the event was just made, in the stream's context.
+        unsafe { result::event::record(event, self.stream) }.map_err(failed("record an event"))?;
+        let mut handles = self.handles();
+        handles.events.push(event);
+        Ok(EventId(handles.events.len() as u32 - 1))
+    }
+
+    fn elapsed_ms(&self, start: EventId, end: EventId) -> Result<f32> {
+        self.bind()?;
+        let [start, end] = [start, end].map(|event| self.handles().events[event.0 as usize]);
+        // SAFETY: both events were made by `record` and are never destroyed.
+        unsafe { result::event::synchronize(end).and_then(|()| result::event::elapsed(start, end)) }
+            .map_err(failed("read an event"))
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream was made in `open` and is never destroyed.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("wait for the card"))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream was made in `open`.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("begin a capture"))
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        self.bind()?;
+        // SAFETY: the stream was made in `open`; the graph is instantiated once and not needed afterwards.
+        let executable = unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(failed("end a capture"))?;
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            result::graph::destroy(graph).and(made).map_err(failed("make a graph"))?
+        };
+        let mut handles = self.handles();
+        handles.graphs.push(executable);
+        Ok(GraphId(handles.graphs.len() as u32 - 1))
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<()> {
+        self.bind()?;
+        let graph = self.handles().graphs[graph.0 as usize];
+        // SAFETY: the graph was instantiated by `end_capture` and is never destroyed.
+        unsafe { result::graph::launch(graph, self.stream) }.map_err(failed("replay"))
+    }
+}
+
+/// The bytes of an argument at the start of a word.
+fn bits(arg: &Arg) -> u64 {
+    match *arg {
+        Arg::Pointer(address) => address.0,
+        Arg::U32(value) => value.into(),
+        Arg::I32(value) => (value as u32).into(),
+        Arg::U64(value) => value,
+        Arg::F32(value) => value.to_bits().into(),
+        Arg::TooLarge(value) => value as u64,
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // SAFETY: `device` is the one whose primary context `open` retained, once.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
