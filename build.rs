@@ -265,6 +265,7 @@ fn launchers(sources: &[Source]) -> String {
 fn rust(scalar: Scalar) -> &'static str {
     match scalar {
         Scalar::F32 => "f32",
+        Scalar::F64 => "f64",
         Scalar::Bf16 => "bf16",
         Scalar::U32 => "u32",
         Scalar::I32 => "i32",

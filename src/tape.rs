@@ -55,7 +55,7 @@ impl fmt::Debug for Segment {
 /// One recorded op: operands, result, and what backward needs.
 #[derive(Debug)]
 pub enum Node {
-    Embedding { y: VarId, table: ParamId, tokens: Arc<[u32]> },
+    Embedding { y: VarId, table: ParamId, tokens: Tensor },
     Linear { y: VarId, x: VarId, weight: Span, saved: linear::Saved },
     RmsNorm { y: VarId, x: VarId, gain: ParamId, saved: rmsnorm::Saved },
     AddRmsNorm { sum: VarId, y: VarId, residual: VarId, delta: VarId, gain: ParamId, saved: rmsnorm::Saved },
@@ -122,7 +122,7 @@ impl<'a> Tape<'a> {
     }
 
     /// Rows of a table: `tokens [N]` -> `[N, C]`.
-    pub fn embedding(&mut self, table: ParamId, tokens: &Arc<[u32]>) -> Var {
+    pub fn embedding(&mut self, table: ParamId, tokens: &Tensor) -> Var {
         let y = embedding::forward(self.arena, &self.params.view(table), tokens);
         let y = self.var(y);
         self.record(|| Node::Embedding { y: y.id, table, tokens: tokens.clone() });
@@ -234,7 +234,7 @@ impl<'a> Tape<'a> {
         &mut self,
         x: &Var,
         weight: ParamId,
-        targets: &[u32],
+        targets: &Tensor,
         softcap: Option<f64>,
         grad_scale: f64,
     ) -> Tensor {

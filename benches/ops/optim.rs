@@ -38,8 +38,9 @@ pub fn rows(bench: &mut Bench) {
             Kind::Adamw => Work::Bytes(adamw_bytes(elems)),
             Kind::Muon => Work::Flops(muon_flops(&plan)),
         };
+        let arena = bench.arena.clone();
         bench.row("optim", &format!("{name} {elems} parameters"), work, || {
-            optim::update(&plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0)
+            optim::update(&arena, &plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0)
         });
     }
 }

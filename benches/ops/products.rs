@@ -3,7 +3,7 @@
 use super::{Bench, Work, grads};
 use nanochat_gpu::ops::linear;
 use nanochat_gpu::ops::lm_loss::{self, Gradients};
-use nanochat_gpu::tensor::ParamId;
+use nanochat_gpu::tensor::{ParamId, Tensor};
 use nanochat_gpu::verify;
 
 pub fn rows(bench: &mut Bench) {
@@ -36,7 +36,8 @@ fn lm_loss_rows(bench: &mut Bench) {
     let ([n, c], arena) = (bench.size([2048, 384], [16, 40]), bench.arena.clone());
     let x = bench.normals("x", [n, c]);
     for v in bench.size(vec![4096, 32768], vec![97]) {
-        let (w, targets) = (bench.normals("w", [v, c]), verify::integers("targets", n, v));
+        let (w, targets) =
+            (bench.normals("w", [v, c]), Tensor::from_slice(&arena, [n], &verify::integers("targets", n, v)));
         let mut grads = grads(&[&[v, c]]);
         let [forward, both] = lm_loss_flops(n, c, v);
         bench.row("lm_loss", &format!("forward N{n} C{c} V{v}"), Work::Flops(forward), || {

@@ -55,8 +55,11 @@ fn embedding_backward_bytes(n: usize, c: usize) -> usize {
 
 fn embedding_rows(bench: &mut Bench) {
     let ([n, c], v, arena) = (stream(bench), bench.size(4096, 50), bench.arena.clone());
-    let (table, dy, tokens) =
-        (bench.normals("table", [v, c]), bench.normals("dy", [n, c]), verify::integers("tokens", n, v));
+    let (table, dy, tokens) = (
+        bench.normals("table", [v, c]),
+        bench.normals("dy", [n, c]),
+        Tensor::from_slice(&bench.arena, [n], &verify::integers("tokens", n, v)),
+    );
     let mut grads = grads(&[&[v, c]]);
     bench.row("embedding", &format!("forward N{n} C{c} V{v}"), Work::Bytes(embedding_forward_bytes(n, c)), || {
         embedding::forward(&arena, &table, &tokens)
@@ -205,9 +208,9 @@ fn grad_norm_bytes(elems: usize) -> usize {
 
 fn grad_norm_rows(bench: &mut Bench) {
     let elems = bench.size(10_000_000, 1000);
-    let flat = bench.normals("grads", [elems]);
+    let (arena, flat) = (bench.arena.clone(), bench.normals("grads", [elems]));
     let ranges = [0..elems / 3, elems / 3..elems];
     bench.row("grad_norm", &format!("{elems} elements"), Work::Bytes(grad_norm_bytes(elems)), || {
-        grad_norm::sums_of_squares(&flat, &ranges)
+        grad_norm::sums_of_squares(&arena, &flat, &ranges)
     });
 }

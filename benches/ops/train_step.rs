@@ -5,7 +5,7 @@ use nanochat_gpu::device::{peak_memory_bytes, resident_memory_bytes};
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::{Gpt, ModelConfig};
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{DType, Grads};
+use nanochat_gpu::tensor::{Arena, DType, Grads, Tensor};
 use nanochat_gpu::train::optim::{self, Kind, Moments, Plan};
 use nanochat_gpu::verify;
 
@@ -30,8 +30,9 @@ pub fn rows(bench: &mut Bench) {
         let mut moments = Moments::zeros(&params);
         let plan = Plan::new(Kind::Adamw, model.layout(), width, 1.0, None);
         let arena = bench.arena.clone();
-        let rows = Rows { tokens: verify::integers("tokens", b * t, v).into(), t, doc_start: None };
-        let targets = verify::integers("targets", b * t, v);
+        let ids = Arena::new(4 << 20).expect("address space");
+        let rows = Rows::new(&ids, &verify::integers("tokens", b * t, v), t, None);
+        let targets = Tensor::from_slice(&ids, [b * t], &verify::integers("targets", b * t, v));
         let name = format!("L{layers} C{width} H{heads} T{t} B{b} V{v}");
         bench.row("train_step_f32_adamw", &name, Work::Tokens(b * t), || {
             grads.clear();
@@ -41,7 +42,7 @@ pub fn rows(bench: &mut Bench) {
             drop(losses);
             tape.backward();
             drop(tape);
-            optim::update(&plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
+            optim::update(&arena, &plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
             loss
         });
         arena.reset();

@@ -2,6 +2,7 @@
 
 use super::output::print;
 use crate::data::{Corpus, LoaderOptions, Split, VAL_FRACTION};
+use crate::device::choice::{self, SimMode};
 use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::load_model;
 use crate::infer::{Footprint, check_vocabulary, reserve_arena};
@@ -43,6 +44,9 @@ pub struct EvalCommand {
     /// Tokens of a row; by default the model's context, at most 1024
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
+    /// Where to compute: auto, cpu, sim or cuda[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
     /// Print one JSON object as the last line
     #[arg(long)]
     json: bool,
@@ -84,11 +88,13 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
         ..LoaderOptions::new(rows, seq_len)
     };
     let mut packer = Corpus::open(&command.data, Arc::new(tokenizer), options)?.packer(None)?;
-    let arena = reserve_arena(config, Footprint::of_loss(config, tokens))?;
+    let device = choice::open(&command.device, SimMode::Fast)?;
+    let arena = reserve_arena(device, config, Footprint::of_loss(config, tokens))?;
+    let (model, params) = (opened.model.to(device), opened.params.to(device));
     // Draws on stderr, and only when that is a terminal.
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} evaluating, {elapsed}")?);
     bar.enable_steady_tick(Duration::from_millis(100));
-    let evaluation = bits_per_byte(&opened.model, &opened.params, &arena, &mut packer, command.tokens);
+    let evaluation = bits_per_byte(&model, &params, &arena, &mut packer, command.tokens);
     bar.finish_and_clear();
     let evaluation = evaluation?;
     let Evaluation { bits_per_byte, loss, tokens, bytes } = evaluation;

@@ -1,12 +1,15 @@
 //! `logits`: writes what a model computes for given tokens, so that anyone can hold this program against another.
 
 use super::output::print;
-use crate::formats::checkpoint::{LoadedModel, load_model};
+use crate::device::Device;
+use crate::device::choice::{self, SimMode};
+use crate::formats::checkpoint::{load_model, views};
 use crate::formats::safetensors::{Named, write};
 use crate::infer::{Footprint, reserve_arena};
+use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
 use crate::tape::Tape;
-use crate::tensor::{Arena, DType, Grads, ParamId, Tensor};
+use crate::tensor::{Arena, DType, Grads, Params, Tensor};
 use crate::user_bail;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -38,6 +41,9 @@ pub struct LogitsCommand {
     /// Type that weights and activations are stored in; the file always has f32
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
+    /// Where to compute: auto, cpu, sim or cuda[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -75,22 +81,26 @@ pub fn run(command: LogitsCommand) -> anyhow::Result<()> {
         }
     }
     let footprint = Footprint { tokens: t, logit_rows: t, layers: config.layers };
-    let arena = reserve_arena(config, footprint)?;
-    let rows = Rows { tokens: tokens.as_slice().into(), t, doc_start: None };
-    let logits = opened.model.logits(&mut Tape::inference(&arena, &opened.params), &rows);
-    let logits = logits.cast(&arena, DType::F32).reshape([1, t, v]);
+    let device = choice::open(&command.device, SimMode::Checked)?;
+    let arena = reserve_arena(device, config, footprint)?;
+    let (model, params) = (opened.model.to(device), opened.params.to(device));
+    let rows = Rows::new(&arena, tokens, t, None);
+    let logits = model.logits(&mut Tape::inference(&arena, &params), &rows);
+    let logits = logits.cast(&arena, DType::F32).to(Device::Cpu).reshape([1, t, v]);
     let mut summary = format!("logits of {t} tokens, {v} each");
     let mut losses = None;
     if !targets.is_empty() {
-        let (loss, grads) = loss_and_gradients(&opened, &arena, &rows, targets, command.grads);
+        let (loss, grads) = loss_and_gradients(&model, &params, &arena, &rows, targets, command.grads);
         summary += &format!("; loss {loss:.6}");
-        losses = Some((Tensor::from_slice(&arena, [1], &[loss as f32]), grads));
+        let mut scalar = Tensor::owned([1], DType::F32);
+        scalar.copy_from_f64(&[loss]);
+        losses = Some((scalar, grads));
     }
+    device.synchronise()?;
     let mut gradients = Vec::new();
     if let Some((_, Some(grads))) = &losses {
-        for (i, entry) in opened.model.layout().entries().iter().enumerate() {
-            gradients.push((format!("grad.{}", entry.name), grads.view(ParamId(i as u32))));
-        }
+        let entries = model.layout().entries().iter().zip(views(&model, grads.flat()));
+        gradients.extend(entries.map(|(entry, view)| (format!("grad.{}", entry.name), view)));
     }
     let mut named = vec![Named::new("logits", &logits)];
     if let Some((loss, _)) = &losses {
@@ -103,20 +113,21 @@ pub fn run(command: LogitsCommand) -> anyhow::Result<()> {
 
 /// Mean loss in nats and, where asked for, its gradients.
 fn loss_and_gradients(
-    opened: &LoadedModel,
+    model: &Gpt,
+    params: &Params,
     arena: &Arena,
     rows: &Rows,
     targets: &[u32],
     wanted: bool,
 ) -> (f64, Option<Grads>) {
-    let LoadedModel { model, params, .. } = opened;
     let scale = 1.0 / targets.len() as f64;
-    let mut grads = wanted.then(|| Grads::zeros(model.layout().clone(), params.dtype()));
+    let targets = Tensor::from_slice(arena, [targets.len()], targets);
+    let mut grads = wanted.then(|| Grads::zeros_on(params.device(), model.layout().clone(), params.dtype()));
     let mut tape = match &mut grads {
         Some(grads) => Tape::recording(arena, params, grads),
         None => Tape::inference(arena, params),
     };
-    let losses = model.loss(&mut tape, rows, targets, scale, Recompute::Nothing);
+    let losses = model.loss(&mut tape, rows, &targets, scale, Recompute::Nothing);
     tape.backward();
     drop(tape);
     (sum_losses(&losses) * scale, grads)

@@ -1,6 +1,7 @@
 //! `sample`: continues a text with a trained model.
 
 use super::output::{print, stream};
+use crate::device::choice::{self, SimMode};
 use crate::formats::checkpoint::{LoadedModel, load_model};
 use crate::infer::{Finish, Generation, Request, Sampler, SamplerOptions};
 use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate};
@@ -41,6 +42,9 @@ pub struct SampleCommand {
     /// The same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Where to compute: auto, cpu, sim or cuda[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -62,6 +66,9 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
     tokenizer.encode_into(command.prompt.as_bytes(), &mut prompt);
     check_prompt(opened.model.config(), &prompt)?;
+    let device = choice::open(&command.device, SimMode::Fast)?;
+    opened.model = opened.model.to(device);
+    opened.params = opened.params.to(device);
     let mut samples = Vec::new();
     for sequence in 0..command.number {
         let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };

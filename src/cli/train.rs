@@ -63,7 +63,7 @@ pub struct TrainCommand {
     /// Tokens of a row
     #[arg(long, value_name = "N")]
     seq_len: Option<u64>,
-    /// Where to train: auto or cpu
+    /// Where to train: auto, cpu, sim or cuda[:i]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// How activations and weights are stored: auto, f32 or bf16

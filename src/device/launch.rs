@@ -41,6 +41,11 @@ impl<'a, E> PtrMut<'a, E> {
         PtrMut { address, elem: PhantomData }
     }
 
+    /// The same buffer from `elems` on: for kernels that write interleaved parts of it.
+    pub fn part(&self, elems: usize) -> PtrMut<'_, E> {
+        PtrMut::new(self.address.offset(elems * size_of::<E>()))
+    }
+
     /// Null, for an optional output.
     pub fn none() -> PtrMut<'a, E> {
         PtrMut::new(Address(0))
@@ -50,6 +55,9 @@ impl<'a, E> PtrMut<'a, E> {
         Arg::Pointer(self.address)
     }
 }
+
+/// As in `kernels/common/elementwise.cuh`.
+const ELEMENTWISE_THREADS: usize = 256;
 
 /// Blocks of a launch, and their dynamic shared memory. The threads of a block are the kernel's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +72,11 @@ impl Grid {
         Grid { blocks: [blocks, 1, 1], smem_bytes: 0 }
     }
 
+    /// For an elementwise kernel: 16-byte accesses of the widest type, of `size_bytes`.
+    pub fn elementwise(elems: usize, size_bytes: usize) -> Grid {
+        Grid::over(elems, ELEMENTWISE_THREADS * 16 / size_bytes)
+    }
+
     /// Enough blocks of `per_block` items for `items`.
     pub fn over(items: usize, per_block: usize) -> Grid {
         Grid::linear(items.div_ceil(per_block))
@@ -71,3 +84,15 @@ impl Grid {
 }
 
 include!(concat!(env!("OUT_DIR"), "/launch.rs"));
+
+/// Calls the f32 or the bf16 kernel by a tensor's storage type: `by_dtype!(x.dtype(), add_f32 | add_bf16, (gpu, ...))`.
+macro_rules! by_dtype {
+    ($dtype:expr, $f32:ident | $bf16:ident, $args:tt) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => $crate::device::launch::$f32 $args,
+            $crate::tensor::DType::Bf16 => $crate::device::launch::$bf16 $args,
+            other => panic!("no kernel computes with {other}"),
+        }
+    };
+}
+pub(crate) use by_dtype;

@@ -1,7 +1,9 @@
 //! Where memory and work live. Ops ask their tensors for the device and run there; nothing above asks which one it is.
 
+pub mod choice;
 pub mod cpu;
 pub mod driver;
+pub mod gemm;
 pub mod gpu;
 pub mod launch;
 pub mod modules;
@@ -9,20 +11,37 @@ pub mod signature;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx2;
 
+use gpu::Gpu;
 use std::fmt;
 
-/// The device that memory lies on and ops run on. The GPU drivers join here.
+/// The device that memory lies on and ops run on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Device {
     /// This machine's processor: vectorised by run-time detection, threaded by rayon.
     #[default]
     Cpu,
+    /// A card, or the simulator.
+    Gpu(&'static Gpu),
+}
+
+impl Device {
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// What went wrong on a GPU since the last call.
+    pub fn synchronise(self) -> driver::Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Gpu(gpu) => gpu.synchronise(),
+        }
+    }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Gpu(gpu) => gpu.fmt(f),
         }
     }
 }

@@ -40,6 +40,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scalar {
     F32,
+    F64,
     Bf16,
     U32,
     I32,
@@ -50,6 +51,7 @@ impl Scalar {
     fn of(word: &str) -> Option<Scalar> {
         Some(match word {
             "float" => Scalar::F32,
+            "double" => Scalar::F64,
             "bf16" => Scalar::Bf16,
             "u32" => Scalar::U32,
             "i32" => Scalar::I32,
@@ -62,7 +64,7 @@ impl Scalar {
         match self {
             Scalar::Bf16 => 2,
             Scalar::F32 | Scalar::U32 | Scalar::I32 => 4,
-            Scalar::U64 => 8,
+            Scalar::F64 | Scalar::U64 => 8,
         }
     }
 }
@@ -248,7 +250,7 @@ mod tests {
         assert!(error("\n__global__ void f() {}").starts_with("line 2: __global__ without extern"));
         assert!(error("extern \"C\" __global__ void f() {}").contains("no __launch_bounds__"));
         assert!(error("extern \"C\" __global__ void __launch_bounds__(64) f() {}").contains("both numbers"));
-        assert!(error("extern \"C\" __global__ void __launch_bounds__(64, 1) f(double x) {}").contains("double x"));
+        assert!(error("extern \"C\" __global__ void __launch_bounds__(64, 1) f(short x) {}").contains("short x"));
     }
 
     #[test]

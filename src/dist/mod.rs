@@ -1,5 +1,7 @@
 //! Ranks that train together: the interface, and the one for a single rank.
 
+use crate::tensor::Tensor;
+
 /// How ranks exchange gradients. Every rank calls the same methods in the same order.
 pub trait Communicator: Send {
     /// This rank, from 0.
@@ -7,7 +9,7 @@ pub trait Communicator: Send {
     /// Number of ranks.
     fn world(&self) -> usize;
     /// Replaces `values` by their sum over all ranks, the same bits on every rank.
-    fn all_reduce_sum(&self, values: &mut [f32]);
+    fn all_reduce_sum(&self, values: &mut Tensor);
 }
 
 /// One rank alone.
@@ -20,5 +22,5 @@ impl Communicator for Single {
     fn world(&self) -> usize {
         1
     }
-    fn all_reduce_sum(&self, _values: &mut [f32]) {}
+    fn all_reduce_sum(&self, _values: &mut Tensor) {}
 }

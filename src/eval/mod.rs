@@ -5,7 +5,7 @@ use crate::data::{Batch, IGNORE, Packer};
 use crate::model::gpt::{Recompute, Rows};
 use crate::model::{Gpt, ModelConfig};
 use crate::tape::Tape;
-use crate::tensor::{Arena, Params};
+use crate::tensor::{Arena, Params, Tensor};
 use crate::user_bail;
 
 /// What a model achieves on held-out text.
@@ -46,6 +46,7 @@ pub fn bits_per_byte(
         check_batch(model.config(), &batch)?;
         seen += size;
         let losses = losses(model, params, arena, &batch);
+        arena.device().synchronise()?;
         for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
             nats += loss;
             tokens += usize::from(*target != IGNORE);
@@ -67,14 +68,11 @@ pub fn bits_per_byte(
 
 /// Nats of every target of `batch`, 0 where it is ignored.
 fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> Vec<f64> {
-    let rows = Rows {
-        tokens: batch.tokens.as_slice().into(),
-        t: batch.seq_len,
-        doc_start: Some(batch.doc_start.as_slice().into()),
-    };
+    let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+    let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
     let mut tape = Tape::inference(arena, params);
-    let losses = model.loss(&mut tape, &rows, &batch.targets, 1.0, Recompute::Nothing).to_f64();
-    drop(tape);
+    let losses = model.loss(&mut tape, &rows, &targets, 1.0, Recompute::Nothing).to_f64();
+    drop((tape, rows, targets));
     arena.reset();
     losses
 }

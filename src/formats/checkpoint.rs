@@ -6,6 +6,7 @@
 
 use super::hf;
 use super::safetensors::{self, Named, Reader};
+use crate::device::Device;
 use crate::model::Gpt;
 use crate::tensor::{DType, ParamId, Params, Tensor};
 use crate::tokenizer::{Codec, Tokenizer};
@@ -208,8 +209,9 @@ pub fn write_model(dir: &Path, model: &Gpt, params: &Params, tokenizer: &Tokeniz
     Ok(())
 }
 
-/// A flat buffer of `model` as one tensor per parameter.
+/// A flat buffer of `model` as one tensor per parameter, on the host.
 pub fn views(model: &Gpt, flat: &Tensor) -> Vec<Tensor> {
+    let flat = flat.to(Device::Cpu);
     model.layout().entries().iter().map(|e| flat.view(e.offset_elems, e.shape.as_slice())).collect()
 }
 

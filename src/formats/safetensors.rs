@@ -29,6 +29,7 @@ fn file_dtype(dtype: DType) -> Dtype {
         DType::F32 => Dtype::F32,
         DType::Bf16 => Dtype::BF16,
         DType::F64 => Dtype::F64,
+        DType::U32 => Dtype::U32,
     }
 }
 

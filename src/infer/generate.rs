@@ -1,6 +1,7 @@
 //! Generates one sequence: prefill of the prompt, then a token at a time over a contiguous key/value cache.
 
 use super::{Footprint, Sampler, reserve_arena};
+use crate::device::Device;
 use crate::model::{Gpt, KvCache, ModelConfig};
 use crate::tape::Tape;
 use crate::tensor::{Arena, DType, Params};
@@ -66,12 +67,14 @@ pub fn generate(
         false => (room, Finish::ContextFull),
     };
     let passed = prompt.len().min(PREFILL_TOKENS);
-    let arena = reserve_arena(config, Footprint { tokens: passed, logit_rows: 1, layers: 1 })?;
-    let mut cache = KvCache::new(config, prompt.len() + limit, params.dtype());
+    let device = params.device();
+    let arena = reserve_arena(device, config, Footprint { tokens: passed, logit_rows: 1, layers: 1 })?;
+    let mut cache = KvCache::on(device, config, prompt.len() + limit, params.dtype());
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
         let logits = next_logits(model, params, &arena, &pending, &mut cache);
+        device.synchronise()?;
         let position = prompt.len() + tokens.len();
         let next = sampler
             .pick(&logits, request.sequence, position as u64)
@@ -112,7 +115,7 @@ fn next_logits(model: &Gpt, params: &Params, arena: &Arena, pending: &[u32], cac
     let mut last = Vec::new();
     for piece in pending.chunks(PREFILL_TOKENS) {
         let logits = model.next_logits(&mut Tape::inference(arena, params), piece, cache);
-        last = logits.cast(arena, DType::F32).as_slice::<f32>().to_vec();
+        last = logits.cast(arena, DType::F32).to(Device::Cpu).as_slice::<f32>().to_vec();
     }
     arena.reset();
     last

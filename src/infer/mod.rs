@@ -9,6 +9,7 @@ pub use generate::{Finish, Generation, Request, check_prompt, generate};
 pub use sampler::{Sampler, SamplerOptions};
 pub use text::{Utf8Stream, end_ids};
 
+use crate::device::Device;
 use crate::model::ModelConfig;
 use crate::ops::lm_loss::chunk_rows;
 use crate::tensor::Arena;
@@ -37,12 +38,12 @@ impl Footprint {
     }
 }
 
-/// An arena with room for `footprint`: an upper bound with everything at its widest and twice over, for address space
-/// that is reserved and not written costs nothing.
+/// An arena on `device` with room for `footprint`: on the CPU an upper bound with everything at its widest and twice over, for
+/// address space that is reserved and not written costs nothing; on a GPU everything in f32.
 ///
 /// # Errors
-/// The system refuses to reserve so much.
-pub fn reserve_arena(config: &ModelConfig, footprint: Footprint) -> anyhow::Result<Arena> {
+/// The device refuses so much.
+pub fn reserve_arena(device: Device, config: &ModelConfig, footprint: Footprint) -> anyhow::Result<Arena> {
     let Footprint { tokens, logit_rows, layers } = footprint;
     let (c, f, v) = (config.width, config.ffn_width, config.vocab_size);
     let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
@@ -50,8 +51,11 @@ pub fn reserve_arena(config: &ModelConfig, footprint: Footprint) -> anyhow::Resu
     // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
     let widened = 2 * v * c + 2 * c * (f + qkv);
     let elems = activations + 4 * logit_rows * v + widened;
-    let bytes = (elems * 2 * size_of::<f64>()).max(1 << 30);
-    Arena::new(bytes).with_context(|| format!("reserving {bytes} bytes of address space for activations"))
+    let bytes = match device {
+        Device::Cpu => (elems * 2 * size_of::<f64>()).max(1 << 30),
+        Device::Gpu(_) => elems * size_of::<f32>() + (16 << 20),
+    };
+    Arena::on(device, bytes).with_context(|| format!("reserving {bytes} bytes for activations"))
 }
 
 /// Refuses a tokenizer that cannot be the one of a model with this configuration.

@@ -7,7 +7,7 @@ use super::{KvCache, ModelConfig};
 use crate::ops::attention::{self, Mask};
 use crate::ops::rope::Table;
 use crate::tape::{QkNormParams, Tape, Var};
-use crate::tensor::{Layout, ParamId, Role, Span};
+use crate::tensor::{Layout, ParamId, Role, Span, Tensor};
 
 /// The parameters of a block.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ pub enum Context<'a> {
     /// Whole rows, from their beginning.
     Rows {
         /// `[B T]`: where in its row each token's document begins; none without a document mask.
-        doc_start: Option<std::sync::Arc<[u32]>>,
+        doc_start: Option<Tensor>,
     },
     /// A sequence whose past is cached.
     Cached(&'a mut KvCache),

@@ -1,6 +1,8 @@
 //! A plain contiguous key/value cache of one sequence.
 
 use super::ModelConfig;
+use crate::device::Device;
+use crate::device::launch::{Grid, by_dtype};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Tensor};
 
@@ -19,10 +21,15 @@ struct Layer {
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache on the host.
     pub fn new(config: &ModelConfig, capacity: usize, dtype: DType) -> KvCache {
+        KvCache::on(Device::Cpu, config, capacity, dtype)
+    }
+
+    /// An empty cache on `device`.
+    pub fn on(device: Device, config: &ModelConfig, capacity: usize, dtype: DType) -> KvCache {
         let row = config.kv_heads * config.head_dim;
-        let buffer = || Tensor::owned([capacity, row], dtype.accumulator());
+        let buffer = || Tensor::owned_on(device, [capacity, row], dtype.accumulator());
         let layers = (0..config.layers).map(|_| Layer { k: buffer(), v: buffer() }).collect();
         KvCache { layers, len: 0, capacity }
     }
@@ -60,9 +67,28 @@ impl KvCache {
         let (q_elems, kv_elems) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let len = self.len;
         assert!(len + t <= self.capacity, "{} tokens in a cache of {}", len + t, self.capacity);
-        let wide = qkv.cast(arena, qkv.dtype().accumulator());
-        let mut q = Tensor::uninit(arena, [t, q_elems], wide.dtype());
         let Layer { k, v } = &mut self.layers[layer];
+        let mut q = Tensor::uninit(arena, [t, q_elems], k.dtype());
+        if let Device::Gpu(gpu) = qkv.device() {
+            let [mut k_end, mut v_end] = [&mut *k, &mut *v].map(|cache| cache.view_mut(len * kv_elems, [t, kv_elems]));
+            by_dtype!(
+                qkv.dtype(),
+                kv_cache_fwd_split_rows_f32 | kv_cache_fwd_split_rows_bf16,
+                (
+                    gpu,
+                    Grid::over(t * row, 256),
+                    q.ptr_mut(),
+                    k_end.ptr_mut(),
+                    v_end.ptr_mut(),
+                    qkv.ptr(),
+                    t,
+                    q_elems,
+                    kv_elems
+                )
+            );
+            return (q, k, v);
+        }
+        let wide = qkv.cast(arena, qkv.dtype().accumulator());
         for_float!(wide.dtype(), F => {
             let rows = wide.as_slice::<F>().chunks_exact(row);
             let (q, k, v) = (q.as_mut_slice::<F>(), k.as_mut_slice::<F>(), v.as_mut_slice::<F>());

@@ -4,11 +4,12 @@
 
 use super::block::{Block, Context, Stream};
 use super::{KvCache, ModelConfig};
+use crate::device::Device;
 use crate::error::UserError;
 use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::random::Philox;
-use crate::tensor::{DType, Layout, ParamId, Params, Role, Tensor};
+use crate::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
 use std::sync::Arc;
 
 /// A model: what its parameters are and how they are used. The values are in [`Params`].
@@ -27,11 +28,19 @@ pub struct Gpt {
 #[derive(Clone, Debug)]
 pub struct Rows {
     /// `[B T]`.
-    pub tokens: Arc<[u32]>,
+    pub tokens: Tensor,
     /// `T`.
     pub t: usize,
     /// `[B T]`: where in its row each token's document begins; used where the model masks documents.
-    pub doc_start: Option<Arc<[u32]>>,
+    pub doc_start: Option<Tensor>,
+}
+
+impl Rows {
+    /// Rows of `t` tokens each, brought to the device of `arena`.
+    pub fn new(arena: &Arena, tokens: &[u32], t: usize, doc_start: Option<&[u32]>) -> Rows {
+        let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
+        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids) }
+    }
 }
 
 /// Whether backward recomputes each block instead of having its activations saved.
@@ -61,6 +70,11 @@ impl Gpt {
         let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
         let table = Table::new(config.max_seq_len, &frequencies, dtype.accumulator());
         Ok(Gpt { config: Arc::new(config), layout: Arc::new(layout), embedding, blocks, final_gain, head, table })
+    }
+
+    /// This model on `device`: its position table moves, its parameters are apart.
+    pub fn to(&self, device: Device) -> Gpt {
+        Gpt { table: self.table.to(device), ..self.clone() }
     }
 
     /// The configuration.
@@ -120,7 +134,7 @@ impl Gpt {
         let doc_start = config.document_mask.then(|| rows.doc_start.clone()).flatten();
         let mut stream = Stream::new(tape.embedding(self.embedding, &rows.tokens));
         for (layer, block) in self.blocks.iter().enumerate() {
-            let context = |doc_start: &Option<Arc<[u32]>>| Context::Rows { doc_start: doc_start.clone() };
+            let context = |doc_start: &Option<Tensor>| Context::Rows { doc_start: doc_start.clone() };
             stream = match recompute {
                 Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context(&doc_start)),
                 Recompute::Blocks => {
@@ -141,7 +155,14 @@ impl Gpt {
 
     /// Cross-entropy of every token, `[B T]` in nats (0 where the target is ignored); each counts by `grad_scale` in the
     /// total loss when the tape records.
-    pub fn loss(&self, tape: &mut Tape, rows: &Rows, targets: &[u32], grad_scale: f64, recompute: Recompute) -> Tensor {
+    pub fn loss(
+        &self,
+        tape: &mut Tape,
+        rows: &Rows,
+        targets: &Tensor,
+        grad_scale: f64,
+        recompute: Recompute,
+    ) -> Tensor {
         let stream = self.stream(tape, rows, recompute);
         let (_, y) = stream.norm(tape, self.final_gain, self.config.norm_eps);
         tape.lm_loss(&y, self.head, targets, self.config.softcap(), grad_scale)
@@ -177,7 +198,8 @@ impl Gpt {
 
     fn stream_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Stream {
         let t = tokens.len();
-        let mut stream = Stream::new(tape.embedding(self.embedding, &Arc::from(tokens)));
+        let ids = Tensor::from_slice(tape.arena(), [t], tokens);
+        let mut stream = Stream::new(tape.embedding(self.embedding, &ids));
         for block in &self.blocks {
             stream = block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cache));
         }

@@ -6,6 +6,8 @@
 //! `dv_s = sum_t p_ts do_t`, `ds = p (do v^T - rowsum(do o))`, `dq = ds k / sqrt(D)`, `dk = ds^T q / sqrt(D)`.
 //! One task owns one key/value head of one row, so every sum has a fixed order.
 
+mod gpu;
+
 use super::rope::Heads;
 use crate::device::Device;
 use crate::device::cpu::{Mat, SharedMut, Threads, WriteMode, dot, matmul_into, max_of, simd};
@@ -13,7 +15,6 @@ use crate::for_float;
 use crate::tensor::{Arena, Float, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Queries of a block.
 const BLOCK_T: usize = 64;
@@ -26,14 +27,27 @@ pub struct Mask {
     /// Most keys a query sees, itself included.
     pub window: Option<usize>,
     /// `[B, T]`: where in its row the document of each token begins; never decreasing within a row.
-    pub doc_start: Option<Arc<[u32]>>,
+    pub doc_start: Option<Tensor>,
 }
 
 impl Mask {
+    /// The same with the document starts in reach, on the host.
+    fn view(&self) -> MaskView<'_> {
+        MaskView { window: self.window, doc_start: self.doc_start.as_ref().map(|starts| starts.as_slice()) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct MaskView<'a> {
+    window: Option<usize>,
+    doc_start: Option<&'a [u32]>,
+}
+
+impl MaskView<'_> {
     /// First key that query `t` of row `b` (at position `p`) sees; `t_len` queries a row.
     fn first_key(&self, b: usize, t: usize, t_len: usize, p: usize) -> usize {
         let by_window = self.window.map_or(0, |w| (p + 1).saturating_sub(w));
-        let by_document = self.doc_start.as_ref().map_or(0, |starts| starts[b * t_len + t] as usize);
+        let by_document = self.doc_start.map_or(0, |starts| starts[b * t_len + t] as usize);
         by_window.max(by_document)
     }
 }
@@ -73,16 +87,18 @@ impl<'a, F> Rows<'a, F> {
 
 /// `qkv [B T, (H + 2G) D]` -> `[B T, H D]`, with rows of `t` tokens.
 pub fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) -> (Tensor, Saved) {
-    let Device::Cpu = qkv.device();
     let [n, row] = qkv.shape().rows_cols();
     let (Heads { h, g, d }, b) = (heads, n / t);
     assert!(n % t == 0 && row == heads.row_elems() && h % g == 0, "attention of {:?} by {heads:?}", qkv.shape());
+    if qkv.device() != Device::Cpu {
+        return gpu::forward(arena, qkv, heads, t, mask);
+    }
     let wide = qkv.dtype().accumulator();
     let qkv_wide = qkv.cast(arena, wide);
     let mut out = Tensor::uninit(arena, [n, h * d], wide);
     let mut lse = Tensor::uninit(arena, [b, h, t], wide);
     for_float!(wide, F => {
-        let packed = qkv_wide.as_slice::<F>();
+        let (packed, mask) = (qkv_wide.as_slice::<F>(), mask.view());
         let out = SharedMut::new(out.as_mut_slice::<F>());
         lse.as_mut_slice::<F>().par_chunks_mut(t).enumerate().for_each(|(i, lse)| {
             let (b, head) = (i / h, i % h);
@@ -110,14 +126,16 @@ pub fn forward_cached(
     s_len: usize,
     window: Option<usize>,
 ) -> Tensor {
-    let Device::Cpu = q.device();
     let ([t, q_row], Heads { h, g, d }) = (q.shape().rows_cols(), heads);
     assert!(q_row == h * d && t <= s_len && s_len <= k.shape().rows_cols()[0], "cached attention");
+    if q.device() != Device::Cpu {
+        return gpu::forward_cached(arena, q, [k, v], heads, s_len, window);
+    }
     let wide = q.dtype().accumulator();
     let q_wide = q.cast(arena, wide);
     let (k_wide, v_wide) = (k.cast(arena, wide), v.cast(arena, wide));
     let mut out = Tensor::uninit(arena, [t, h * d], wide);
-    let mask = Mask { window, doc_start: None };
+    let mask = MaskView { window, doc_start: None };
     for_float!(wide, F => {
         let shared = SharedMut::new(out.as_mut_slice::<F>());
         (0..h).into_par_iter().for_each(|head| {
@@ -214,7 +232,9 @@ fn softmax_step<F: Float>(row: &mut [F], seen: Range<usize>, scale: F, peak: &mu
 
 /// `dout [B T, H D]` -> `dqkv [B T, (H + 2G) D]`.
 pub fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, saved: &Saved) -> Tensor {
-    let Device::Cpu = dout.device();
+    if dout.device() != Device::Cpu {
+        return gpu::backward(arena, dout, heads, t, saved);
+    }
     let [n, row] = saved.qkv.shape().rows_cols();
     let (g, b) = (heads.g, n / t);
     let wide = dout.dtype().accumulator();
@@ -229,7 +249,7 @@ pub fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, saved: &Sa
             out: out.as_slice(),
             dout: dout_wide.as_slice(),
             lse: saved.lse.as_slice(),
-            mask: &saved.mask,
+            mask: saved.mask.view(),
         };
         (0..b * g).into_par_iter().for_each(|i| head.run(&shared, i / g, i % g))
     });
@@ -244,7 +264,7 @@ struct HeadBackward<'a, F> {
     out: &'a [F],
     dout: &'a [F],
     lse: &'a [F],
-    mask: &'a Mask,
+    mask: MaskView<'a>,
 }
 
 impl<F: Float> HeadBackward<'_, F> {
@@ -325,7 +345,7 @@ fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 
 /// Forward in plain loops, all heads: `qkv [B T, (H + 2G) D]` -> `[B T, H D]`.
 pub fn reference(qkv: &[f64], heads: Heads, t: usize, mask: &Mask) -> Vec<f64> {
-    let (Heads { h, g, d }, row) = (heads, heads.row_elems());
+    let (Heads { h, g, d }, row, mask) = (heads, heads.row_elems(), mask.view());
     let n = qkv.len() / row;
     let mut out = vec![0.0; n * h * d];
     for i in 0..n {

@@ -2,16 +2,28 @@
 
 use crate::device::Device;
 use crate::device::cpu::{SharedMut, simd};
+use crate::device::launch::{Grid, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Tensor, TensorMut};
 use rayon::prelude::*;
 
-/// `table [V, C]`, `tokens [N]` below `V` -> `[N, C]`.
-pub fn forward(arena: &Arena, table: &Tensor, tokens: &[u32]) -> Tensor {
-    let Device::Cpu = table.device();
-    let [v, c] = table.dims();
+/// `table [V, C]`, `tokens [N]` below `V` -> `[N, C]`. On a GPU the row of a token that is not below `V` is NaN.
+///
+/// # Panics
+/// On the CPU, if a token is not below `V`.
+pub fn forward(arena: &Arena, table: &Tensor, tokens: &Tensor) -> Tensor {
+    let ([v, c], n, dtype) = (table.dims(), tokens.elems(), table.dtype());
+    let mut y = Tensor::uninit(arena, [n, c], dtype);
+    if let Device::Gpu(gpu) = table.device() {
+        by_dtype!(
+            dtype,
+            embedding_fwd_vector_f32 | embedding_fwd_vector_bf16,
+            (gpu, Grid::elementwise(n * c, dtype.size_bytes()), y.ptr_mut(), table.ptr(), tokens.ptr(), n, v, c)
+        );
+        return y;
+    }
+    let tokens = tokens.as_slice::<u32>();
     assert!(tokens.iter().all(|&t| (t as usize) < v), "token beyond a vocabulary of {v}");
-    let mut y = Tensor::uninit(arena, [tokens.len(), c], table.dtype());
     for_dtype!(table.dtype(), E => {
         let table = table.as_slice::<E>();
         y.as_mut_slice::<E>().par_chunks_mut(c).with_min_len(64).zip(tokens).for_each(|(y, &token)| {
@@ -24,10 +36,21 @@ pub fn forward(arena: &Arena, table: &Tensor, tokens: &[u32]) -> Tensor {
 /// Columns that one task of backward owns: tasks split columns, not rows, so that no two add to one element.
 const COLUMNS: usize = 64;
 
+/// Rows of the table that a block of the backward kernel owns.
+const TABLE_ROWS: usize = 16;
+
 /// `dtable [V, C] += dy [N, C]` by token.
-pub fn backward(dtable: &mut TensorMut, dy: &Tensor, tokens: &[u32]) {
-    let Device::Cpu = dy.device();
-    let [_, c] = dtable.shape().dims();
+pub fn backward(dtable: &mut TensorMut, dy: &Tensor, tokens: &Tensor) {
+    let [v, c] = dtable.shape().dims();
+    if let Device::Gpu(gpu) = dy.device() {
+        by_dtype!(
+            dy.dtype(),
+            embedding_bwd_table_rows_f32 | embedding_bwd_table_rows_bf16,
+            (gpu, Grid::over(v, TABLE_ROWS), dtable.ptr_mut(), tokens.ptr(), dy.ptr(), tokens.elems(), v, c)
+        );
+        return;
+    }
+    let tokens = tokens.as_slice::<u32>();
     for_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();
         type F = <E as Elem>::Acc;

@@ -4,6 +4,7 @@
 
 use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
+use crate::device::gemm::{Operand, gemm};
 use crate::for_float;
 use crate::tensor::{Arena, Tensor, TensorMut};
 
@@ -16,9 +17,14 @@ pub struct Saved {
 
 /// `x [N, I]`, `weight [O, I]` -> `[N, O]`.
 pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
-    let Device::Cpu = x.device();
     let ([n, i], [o, i_w]) = (x.shape().rows_cols(), weight.dims());
     assert_eq!(i, i_w, "input width of a linear layer");
+    if let Device::Gpu(gpu) = x.device() {
+        let mut y = Tensor::uninit(arena, [n, o], x.dtype());
+        let (x, w) = (Operand::new(x, n, i), Operand::new(weight, o, i));
+        gemm(gpu, &mut y.whole_mut(), x, w.t(), WriteMode::Overwrite);
+        return y;
+    }
     let wide = x.dtype().accumulator();
     let (xw, ww) = (x.cast(arena, wide), weight.cast(arena, wide));
     let mut y = Tensor::uninit(arena, [n, o], wide);
@@ -31,9 +37,15 @@ pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
 
 /// `dy [N, O]` -> `dx [N, I]`; adds to `dweight [O, I]`.
 pub fn backward(arena: &Arena, dweight: &mut TensorMut, dy: &Tensor, weight: &Tensor, saved: &Saved) -> Tensor {
-    let Device::Cpu = dy.device();
     let dtype = dy.dtype();
     let ([n, o], [_, i]) = (dy.shape().rows_cols(), weight.dims());
+    if let Device::Gpu(gpu) = dy.device() {
+        let mut dx = Tensor::uninit(arena, [n, i], dtype);
+        let (dy, x, w) = (Operand::new(dy, n, o), Operand::new(&saved.x, n, i), Operand::new(weight, o, i));
+        gemm(gpu, dweight, dy.t(), x, WriteMode::Accumulate);
+        gemm(gpu, &mut dx.whole_mut(), dy, w, WriteMode::Overwrite);
+        return dx;
+    }
     let wide = dtype.accumulator();
     let dyw = dy.cast(arena, wide);
     let xw = saved.x.cast(arena, wide);

@@ -7,8 +7,11 @@
 use super::softcap::{cap_slope, cap_value};
 use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul, max_of, simd, sum_zip};
+use crate::device::gemm::{Operand, gemm};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{self, Grid, PtrMut};
 use crate::for_float;
-use crate::tensor::{Arena, Float, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Float, Tensor, TensorMut};
 use rayon::prelude::*;
 
 /// A target that counts for nothing.
@@ -34,24 +37,44 @@ pub struct Gradients<'a> {
 /// `gradients` asks for it, `dx [N, C]`.
 ///
 /// # Panics
-/// If a target is neither below `V` nor [`IGNORE`].
+/// On the CPU, if a target is neither below `V` nor [`IGNORE`]; on a GPU its loss is NaN.
 pub fn forward(
     arena: &Arena,
     x: &Tensor,
     weight: &Tensor,
-    targets: &[u32],
+    targets: &Tensor,
+    softcap: Option<f64>,
+    gradients: Option<Gradients>,
+) -> (Tensor, Option<Tensor>) {
+    let rows = chunk_rows(weight.dims::<2>()[0]);
+    forward_in_chunks(arena, x, weight, targets, softcap, gradients, rows)
+}
+
+/// [`forward`] with at most `rows` rows of logits at once.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_in_chunks(
+    arena: &Arena,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
     softcap: Option<f64>,
     mut gradients: Option<Gradients>,
+    rows: usize,
 ) -> (Tensor, Option<Tensor>) {
-    let Device::Cpu = x.device();
     let ([n, c], [v, _]) = (x.shape().rows_cols(), weight.dims());
-    assert_eq!(targets.len(), n, "targets");
+    assert_eq!(targets.elems(), n, "targets");
+    let rows = rows.min(n);
+    if let Device::Gpu(gpu) = x.device() {
+        return launch_forward(gpu, arena, x, weight, targets, softcap, gradients, rows);
+    }
+    let targets = targets.as_slice::<u32>();
     assert!(targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "target beyond a vocabulary of {v}");
     let wide = x.dtype().accumulator();
     let (xw, ww) = (x.cast(arena, wide), weight.cast(arena, wide));
     let mut losses = Tensor::uninit(arena, [n], wide);
     let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], wide));
-    let rows = chunk_rows(v).min(n);
     let mut logits = Tensor::uninit(arena, [rows, v], wide);
     for_float!(wide, F => {
         let (x, w) = (xw.as_slice::<F>(), Mat::new(ww.as_slice::<F>(), v, c));
@@ -112,6 +135,50 @@ fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<
     }
     row[target as usize] -= scale * cap.map_or(F::ONE, |cap| cap_slope(at_target, cap));
     sum.ln() + peak - at_target
+}
+
+#[allow(clippy::too_many_arguments)] // those of `forward_in_chunks`, and the device
+fn launch_forward(
+    gpu: &Gpu,
+    arena: &Arena,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    softcap: Option<f64>,
+    mut gradients: Option<Gradients>,
+    rows: usize,
+) -> (Tensor, Option<Tensor>) {
+    let ([n, c], [v, _], dtype) = (x.shape().rows_cols(), weight.dims(), x.dtype());
+    let mut losses = Tensor::uninit(arena, [n], DType::F32);
+    let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], dtype));
+    let mut logits = Tensor::uninit(arena, [rows * v], DType::F32);
+    // f32 gradients replace their logits.
+    let mut narrow = (gradients.is_some() && dtype == DType::Bf16).then(|| Tensor::uninit(arena, [rows * v], dtype));
+    let (cap, weight) = (softcap.unwrap_or(0.0) as f32, Operand::new(weight, v, c));
+    for start in (0..n).step_by(rows) {
+        let count = rows.min(n - start);
+        let x = Operand::new(&x.view(start * c, [count, c]), count, c);
+        let targets = targets.view(start, [count]);
+        gemm(gpu, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
+        let (z, grid) = (logits.alias(), Grid::linear(count));
+        let mut losses = losses.view_mut(start, [count]);
+        let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale as f32);
+        if let Some(narrow) = &mut narrow {
+            let (loss, dlogits) = (losses.ptr_mut(), narrow.ptr_mut());
+            launch::lm_loss_fwd_block_per_row_bf16(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), cap, scale, v);
+        } else {
+            let dlogits = if gradients.is_some() { logits.ptr_mut() } else { PtrMut::none() };
+            let loss = losses.ptr_mut();
+            launch::lm_loss_fwd_block_per_row_f32(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), cap, scale, v);
+        }
+        if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
+            let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);
+            let dl = Operand::new(&dlogits, count, v);
+            gemm(gpu, &mut dx.view_mut(start * c, [count, c]), dl, weight, WriteMode::Overwrite);
+            gemm(gpu, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
+        }
+    }
+    (losses, dx)
 }
 
 /// Losses in plain loops.

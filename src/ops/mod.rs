@@ -1,9 +1,8 @@
 //! The ops, one file each: equations, what forward saves, forward, backward, and a plain f64 `reference`.
 //!
 //! An op takes and returns tensors and knows no model and no tape. Row-wise ops compute while loading from the storage
-//! type; ops built on matrix products widen bf16 first. Each direction begins with `let Device::Cpu = x.device();`: with a
-//! second device that line no longer compiles, and becomes the `match` that launches its kernel. `N` is rows (batch x length), other letters as in
-//! `kernels/README.md`.
+//! type; ops built on matrix products widen bf16 first on the CPU. Each direction asks its tensors for the device and computes here,
+//! or launches the kernels of `kernels/OP.cu`. `N` is rows (batch x length), other letters as in `kernels/README.md`.
 
 pub mod add;
 pub mod attention;

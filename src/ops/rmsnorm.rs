@@ -5,8 +5,10 @@
 
 use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd, sum_over_rows, sum_squares, sum_zip};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{self, Grid, Ptr, PtrMut, by_dtype};
 use crate::for_dtype;
-use crate::tensor::{Arena, Elem, Float, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
 
 /// What backward needs besides the gain.
@@ -20,10 +22,14 @@ pub struct Saved {
 
 /// `x [N, C]`, `gain [C]` -> `y [N, C]`.
 pub fn forward(arena: &Arena, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Saved) {
-    let Device::Cpu = x.device();
     let [n, c] = x.shape().rows_cols();
     let mut y = Tensor::uninit(arena, [n, c], x.dtype());
     let mut rstd = Tensor::uninit(arena, [n], x.dtype().accumulator());
+    if let Device::Gpu(gpu) = x.device() {
+        let none = (x.alias(), None, None);
+        launch_forward(gpu, &mut y, &mut rstd, none, gain, eps);
+        return (y, Saved { x: x.clone(), rstd });
+    }
     for_dtype!(x.dtype(), E => {
         let (x, gain) = (x.as_slice::<E>(), gain.as_slice::<E>());
         let grain = grain_rows(c);
@@ -50,12 +56,17 @@ pub fn forward_add(
     gain: &Tensor,
     eps: f64,
 ) -> (Tensor, Tensor, Saved) {
-    let Device::Cpu = residual.device();
-    let [n, c] = residual.shape().rows_cols();
+    let ([n, c], dtype) = (residual.shape().rows_cols(), residual.dtype());
     assert_eq!(delta.shape().rows_cols(), [n, c], "residual and delta");
+    let mut y = Tensor::uninit(arena, [n, c], dtype);
+    let mut rstd = Tensor::uninit(arena, [n], dtype.accumulator());
+    if let Device::Gpu(gpu) = residual.device() {
+        let delta_elems = delta.alias();
+        let mut x = delta.into_output(arena);
+        launch_forward(gpu, &mut y, &mut rstd, (delta_elems, Some(&mut x), Some(residual)), gain, eps);
+        return (x.clone(), y, Saved { x, rstd });
+    }
     let mut x = delta.into_unique(arena);
-    let mut y = Tensor::uninit(arena, [n, c], x.dtype());
-    let mut rstd = Tensor::uninit(arena, [n], x.dtype().accumulator());
     for_dtype!(x.dtype(), E => {
         let (residual, gain) = (residual.as_slice::<E>(), gain.as_slice::<E>());
         let grain = grain_rows(c);
@@ -128,9 +139,11 @@ pub fn backward(
     gain: &Tensor,
     saved: &Saved,
 ) -> Tensor {
-    let Device::Cpu = dy.device();
     let [n, c] = dy.shape().rows_cols();
     let fused = dsum.is_some();
+    if let Device::Gpu(gpu) = dy.device() {
+        return launch_backward(gpu, arena, dgain, dy, dsum, gain, saved);
+    }
     let mut dx = match dsum {
         Some(dsum) => dsum.into_unique(arena),
         None => Tensor::uninit(arena, [n, c], dy.dtype()),
@@ -162,6 +175,106 @@ pub fn backward(
         })
     });
     dx
+}
+
+/// Widest rows of the kernels: in the registers of a warp, and of a block.
+const WARP_COLS: usize = 1024;
+const BLOCK_COLS: usize = 8192;
+
+/// Most parts into which backward splits its rows, whatever the device, so that sums are the same on all.
+const PARTS_MAX: usize = 264;
+
+/// What is normed: where it lies, and with a residual where the sum goes and what is added.
+type Input<'a> = (crate::tensor::Alias, Option<&'a mut Tensor>, Option<&'a Tensor>);
+
+fn launch_forward(
+    gpu: &Gpu,
+    y: &mut Tensor,
+    rstd: &mut Tensor,
+    (x, mut sum, residual): Input,
+    gain: &Tensor,
+    eps: f64,
+) {
+    let ([n, c], dtype, eps) = (y.shape().rows_cols(), y.dtype(), eps as f32);
+    assert!(c <= BLOCK_COLS, "RMSNorm of {c} columns; the kernels take at most {BLOCK_COLS}");
+    // The optional two, typed by the kernel that takes them.
+    macro_rules! sum {
+        () => {
+            sum.as_mut().map_or(PtrMut::none(), |sum| sum.ptr_mut())
+        };
+    }
+    macro_rules! residual {
+        () => {
+            residual.map_or(Ptr::none(), |residual| residual.ptr())
+        };
+    }
+    if c <= WARP_COLS {
+        by_dtype!(
+            dtype,
+            rmsnorm_fwd_warp_per_row_f32 | rmsnorm_fwd_warp_per_row_bf16,
+            (gpu, Grid::over(n, 8), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain.ptr(), eps, n, c)
+        );
+    } else {
+        by_dtype!(
+            dtype,
+            rmsnorm_fwd_block_per_row_f32 | rmsnorm_fwd_block_per_row_bf16,
+            (gpu, Grid::linear(n), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain.ptr(), eps, c)
+        );
+    }
+}
+
+fn launch_backward(
+    gpu: &Gpu,
+    arena: &Arena,
+    dgain: &mut TensorMut,
+    dy: &Tensor,
+    dsum: Option<Tensor>,
+    gain: &Tensor,
+    saved: &Saved,
+) -> Tensor {
+    let ([n, c], dtype) = (dy.shape().rows_cols(), dy.dtype());
+    let dsum_elems = dsum.as_ref().map(Tensor::alias);
+    let mut dx = match dsum {
+        Some(dsum) => dsum.into_output(arena),
+        None => Tensor::uninit(arena, [n, c], dtype),
+    };
+    let rows_a_part = if c <= WARP_COLS { 32 } else { 8 };
+    let parts = n.div_ceil(rows_a_part).min(PARTS_MAX);
+    let mut partial = Tensor::uninit(arena, [parts, c], DType::F32);
+    macro_rules! run {
+        ($kernel:ident) => {
+            launch::$kernel(
+                gpu,
+                Grid::linear(parts),
+                dx.ptr_mut(),
+                partial.ptr_mut(),
+                saved.x.ptr(),
+                saved.rstd.ptr(),
+                dy.ptr(),
+                dsum_elems.as_ref().map_or(Ptr::none(), |dsum| dsum.ptr()),
+                gain.ptr(),
+                n,
+                c,
+            )
+        };
+    }
+    match (dtype, c <= WARP_COLS) {
+        (DType::F32, true) => run!(rmsnorm_bwd_warp_per_row_f32),
+        (DType::F32, false) => run!(rmsnorm_bwd_block_per_row_f32),
+        (DType::Bf16, true) => run!(rmsnorm_bwd_warp_per_row_bf16),
+        (DType::Bf16, false) => run!(rmsnorm_bwd_block_per_row_bf16),
+        (other, _) => panic!("no kernel norms {other}"),
+    }
+    sum_parts(gpu, dgain, &partial, 0);
+    dx
+}
+
+/// `out [C] += ` the sum over the rows of `partial [P, stride]`, of its columns from `first` on.
+pub(super) fn sum_parts(gpu: &Gpu, out: &mut TensorMut, partial: &Tensor, first: usize) {
+    let ([parts, stride], c) = (partial.dims(), out.shape().elems());
+    let columns = partial.view(first, [parts * stride - first]);
+    let grid = Grid::over(c, 128);
+    launch::row_sum_bwd_column_per_thread_f32(gpu, grid, out.ptr_mut(), columns.ptr(), parts, c, stride);
 }
 
 /// Forward in plain loops.

@@ -4,9 +4,11 @@
 //! `y_i = x_i c - x_{i+D/2} s`, `y_{i+D/2} = x_{i+D/2} c + x_i s`. Backward rotates back. Without QK-norm nothing is saved
 //! and both directions work in place. Frequencies may be rescaled as Llama 3 does.
 
-use super::rmsnorm::{norm_row, norm_row_backward};
+use super::rmsnorm::{norm_row, norm_row_backward, sum_parts};
 use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd, sum_over_rows};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Grid, Ptr, PtrMut, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
@@ -75,6 +77,11 @@ impl Table {
         Table { cos: fill(f64::cos), sin: fill(f64::sin) }
     }
 
+    /// This table on `device`.
+    pub fn to(&self, device: Device) -> Table {
+        Table { cos: self.cos.to(device), sin: self.sin.to(device) }
+    }
+
     /// Positions it covers.
     pub fn positions(&self) -> usize {
         self.cos.shape().rows_cols()[0]
@@ -110,10 +117,12 @@ pub fn forward(
     table: &Table,
     norm: Option<QkNorm>,
 ) -> (Tensor, Saved) {
-    let Device::Cpu = qkv.device();
     let [n, row] = qkv.shape().rows_cols();
     assert_eq!(row, heads.row_elems(), "packed row");
     assert!(start + t <= table.positions(), "position {} beyond a table of {}", start + t - 1, table.positions());
+    if let Device::Gpu(gpu) = qkv.device() {
+        return launch_forward(gpu, arena, qkv, heads, t, start, table, norm);
+    }
     let Heads { h, g, d } = heads;
     let dtype = qkv.dtype();
     let Some(norm) = norm else {
@@ -158,8 +167,11 @@ pub fn backward(
     norm: Option<(QkNorm, [TensorMut; 2])>,
     saved: &Saved,
 ) -> Tensor {
-    let Device::Cpu = dqkv.device();
     let mut dqkv = dqkv.into_unique(arena);
+    if let Device::Gpu(gpu) = dqkv.device() {
+        launch_backward(gpu, arena, &mut dqkv, heads, t, table, norm, saved);
+        return dqkv;
+    }
     let dtype = dqkv.dtype();
     for_dtype!(dtype, E => {
         rotate_rows::<E>(dqkv.as_mut_slice(), heads, t, 0, table, Direction::Backward);
@@ -266,6 +278,105 @@ fn norm_backward<E: Elem>(
             },
         )
     });
+}
+
+/// Widest head of the kernels, and most parts into which backward splits its rows.
+const HEAD_COLS: usize = 512;
+const PARTS_MAX: usize = 264;
+
+#[allow(clippy::too_many_arguments)] // those of `forward`
+fn launch_forward(
+    gpu: &Gpu,
+    arena: &Arena,
+    x: Tensor,
+    heads: Heads,
+    t: usize,
+    start: usize,
+    table: &Table,
+    norm: Option<QkNorm>,
+) -> (Tensor, Saved) {
+    let (Heads { h, g, d }, [n, row], dtype) = (heads, x.shape().rows_cols(), x.dtype());
+    assert!(d <= HEAD_COLS, "heads of {d} columns; the kernels take at most {HEAD_COLS}");
+    let x_elems = x.alias();
+    // Without a norm in place: the values need not be touched.
+    let in_place = norm.is_none() && x.is_unique();
+    let (mut y, kept) = match in_place {
+        true => (x, None),
+        false => (Tensor::uninit(arena, [n, row], dtype), Some(x)),
+    };
+    let mut rstd = norm.map(|_| Tensor::uninit(arena, [n, h + g], DType::F32));
+    let per_row = if in_place { h + g } else { h + 2 * g };
+    let eps = norm.map_or(0.0, |norm| norm.eps) as f32;
+    by_dtype!(
+        dtype,
+        rope_fwd_warp_per_head_f32 | rope_fwd_warp_per_head_bf16,
+        (
+            gpu,
+            Grid::over(n * per_row, 8),
+            y.ptr_mut(),
+            rstd.as_mut().map_or(PtrMut::none(), |r| r.ptr_mut()),
+            x_elems.ptr(),
+            table.cos.ptr(),
+            table.sin.ptr(),
+            norm.map_or(Ptr::none(), |norm| norm.q_gain.ptr()),
+            norm.map_or(Ptr::none(), |norm| norm.k_gain.ptr()),
+            eps,
+            n,
+            per_row,
+            h,
+            g,
+            d,
+            t,
+            start
+        )
+    );
+    (y, Saved { normed: kept.zip(rstd) })
+}
+
+#[allow(clippy::too_many_arguments)] // those of `backward`
+fn launch_backward(
+    gpu: &Gpu,
+    arena: &Arena,
+    dqkv: &mut Tensor,
+    heads: Heads,
+    t: usize,
+    table: &Table,
+    norm: Option<(QkNorm, [TensorMut; 2])>,
+    saved: &Saved,
+) {
+    let (Heads { h, g, d }, [n, _], dtype, dy) = (heads, dqkv.shape().rows_cols(), dqkv.dtype(), dqkv.alias());
+    let parts = n.div_ceil(32).min(PARTS_MAX);
+    let (norm, dgains) = norm.unzip();
+    let normed = saved.normed.as_ref().filter(|_| norm.is_some());
+    let mut partial = normed.map(|_| Tensor::uninit(arena, [parts, 2 * d], DType::F32));
+    let smem_bytes = if normed.is_some() { 8 * 2 * d * size_of::<f32>() } else { 0 };
+    let grid = Grid { smem_bytes, ..Grid::linear(parts) };
+    by_dtype!(
+        dtype,
+        rope_bwd_warp_per_row_f32 | rope_bwd_warp_per_row_bf16,
+        (
+            gpu,
+            grid,
+            dqkv.ptr_mut(),
+            partial.as_mut().map_or(PtrMut::none(), |p| p.ptr_mut()),
+            normed.map_or(Ptr::none(), |(x, _)| x.ptr()),
+            normed.map_or(Ptr::none(), |(_, rstd)| rstd.ptr()),
+            table.cos.ptr(),
+            table.sin.ptr(),
+            dy.ptr(),
+            norm.map_or(Ptr::none(), |norm| norm.q_gain.ptr()),
+            norm.map_or(Ptr::none(), |norm| norm.k_gain.ptr()),
+            n,
+            h,
+            g,
+            d,
+            t
+        )
+    );
+    if let (Some(partial), Some([mut dq_gain, mut dk_gain])) = (partial, dgains) {
+        sum_parts(gpu, &mut dq_gain, &partial, 0);
+        sum_parts(gpu, &mut dk_gain, &partial, d);
+    }
 }
 
 /// Forward in plain loops; `norm` holds the gains of queries and keys and `eps`.

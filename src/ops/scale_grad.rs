@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::device::cpu::{GRAIN_ELEMS, simd};
+use crate::device::launch::{Grid, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor};
 use rayon::prelude::*;
@@ -13,10 +14,24 @@ pub fn forward(x: &Tensor) -> Tensor {
 
 /// `rho * dy`; reuses the bytes of `dy` when nothing else holds them.
 pub fn backward(arena: &Arena, dy: Tensor, rho: f64) -> Tensor {
-    let Device::Cpu = dy.device();
-    let mut dx = dy.into_unique(arena);
-    for_dtype!(dx.dtype(), E => scale::<E>(dx.as_mut_slice(), <E as Elem>::Acc::from_f64(rho)));
-    dx
+    match dy.device() {
+        Device::Cpu => {
+            let mut dx = dy.into_unique(arena);
+            for_dtype!(dx.dtype(), E => scale::<E>(dx.as_mut_slice(), <E as Elem>::Acc::from_f64(rho)));
+            dx
+        }
+        Device::Gpu(gpu) => {
+            let (n, dtype, dy_elems, rho) = (dy.elems(), dy.dtype(), dy.alias(), rho as f32);
+            let mut dx = dy.into_output(arena);
+            let grid = Grid::elementwise(n, dtype.size_bytes());
+            by_dtype!(
+                dtype,
+                scale_grad_bwd_vector_f32 | scale_grad_bwd_vector_bf16,
+                (gpu, grid, dx.ptr_mut(), dy_elems.ptr(), rho, n)
+            );
+            dx
+        }
+    }
 }
 
 fn scale<E: Elem>(dx: &mut [E], rho: E::Acc) {

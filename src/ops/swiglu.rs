@@ -4,6 +4,7 @@
 
 use crate::device::Device;
 use crate::device::cpu::{grain_rows, simd};
+use crate::device::launch::{Grid, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, Elem, Float, Tensor};
 use rayon::prelude::*;
@@ -17,11 +18,17 @@ pub struct Saved {
 
 /// `gate_up [N, 2F] -> [N, F]`.
 pub fn forward(arena: &Arena, gate_up: &Tensor) -> Tensor {
-    let Device::Cpu = gate_up.device();
     let [n, two_f] = gate_up.shape().rows_cols();
-    let f = two_f / 2;
-    let mut y = Tensor::uninit(arena, [n, f], gate_up.dtype());
-    for_dtype!(y.dtype(), E => rows_forward::<E>(y.as_mut_slice(), gate_up.as_slice(), f));
+    let (f, dtype) = (two_f / 2, gate_up.dtype());
+    let mut y = Tensor::uninit(arena, [n, f], dtype);
+    match gate_up.device() {
+        Device::Cpu => for_dtype!(dtype, E => rows_forward::<E>(y.as_mut_slice(), gate_up.as_slice(), f)),
+        Device::Gpu(gpu) => by_dtype!(
+            dtype,
+            swiglu_fwd_vector_f32 | swiglu_fwd_vector_bf16,
+            (gpu, Grid::elementwise(n * f, dtype.size_bytes()), y.ptr_mut(), gate_up.ptr(), n, f)
+        ),
+    }
     y
 }
 
@@ -50,10 +57,18 @@ fn sigmoid<F: Float>(x: F) -> F {
 
 /// `dy [N, F] -> dgate_up [N, 2F]`.
 pub fn backward(arena: &Arena, dy: &Tensor, saved: &Saved) -> Tensor {
-    let Device::Cpu = dy.device();
-    let [_, f] = dy.shape().rows_cols();
-    let mut d = Tensor::uninit(arena, saved.gate_up.shape(), dy.dtype());
-    for_dtype!(d.dtype(), E => rows_backward::<E>(d.as_mut_slice(), dy.as_slice(), saved.gate_up.as_slice(), f));
+    let ([n, f], dtype, gate_up) = (dy.shape().rows_cols(), dy.dtype(), &saved.gate_up);
+    let mut d = Tensor::uninit(arena, gate_up.shape(), dtype);
+    match dy.device() {
+        Device::Cpu => {
+            for_dtype!(dtype, E => rows_backward::<E>(d.as_mut_slice(), dy.as_slice(), gate_up.as_slice(), f));
+        }
+        Device::Gpu(gpu) => by_dtype!(
+            dtype,
+            swiglu_bwd_vector_f32 | swiglu_bwd_vector_bf16,
+            (gpu, Grid::elementwise(n * f, dtype.size_bytes()), d.ptr_mut(), gate_up.ptr(), dy.ptr(), n, f)
+        ),
+    }
     d
 }
 

@@ -2,13 +2,19 @@
 //!
 //! A first-fit free list over offsets. The same sequence of requests gives the same addresses, so after the first step
 //! nothing is allocated from the system and addresses are stable. On the CPU the range is an anonymous mapping that is
-//! reserved, not committed: only pages that were written take memory.
+//! reserved, not committed: only pages that were written take memory. On a GPU it is one allocation.
 
+use super::storage::Place;
 use crate::device::Device;
+use crate::device::driver::{Address, DeviceError};
+use crate::device::gpu::Gpu;
 use std::sync::{Arc, Mutex};
 
 /// Every block starts at a multiple of this many bytes: a cache line, and the widest vector load.
 pub const ALIGN_BYTES: usize = 64;
+
+/// The same on a GPU: a line of its L2 cache.
+const ALIGN_GPU_BYTES: usize = 128;
 
 /// Where activations live; cheap to clone, all clones share one range.
 #[derive(Clone)]
@@ -17,10 +23,26 @@ pub struct Arena {
 }
 
 struct Inner {
-    base: *mut u8,
+    range: Range,
     capacity_bytes: usize,
+    align_bytes: usize,
     state: Mutex<FreeList>,
-    _map: memmap2::MmapMut,
+}
+
+/// What blocks are cut from.
+enum Range {
+    Host {
+        base: *mut u8,
+        _map: memmap2::MmapMut,
+    },
+    Gpu {
+        gpu: &'static Gpu,
+        base: Address,
+    },
+    /// Every block is an allocation of its own.
+    Scattered {
+        gpu: &'static Gpu,
+    },
 }
 
 // SAFETY: `base` points into `_map`, which lives as long as `Inner`; blocks handed out never overlap (FreeList), so
@@ -28,6 +50,14 @@ struct Inner {
 unsafe impl Send for Inner {}
 // SAFETY: as above; the free list itself is behind a mutex.
 unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Range::Gpu { gpu, base } = self.range {
+            gpu.free(base);
+        }
+    }
+}
 
 /// What the arena holds and has held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,9 +84,33 @@ impl Arena {
         let mut map = memmap2::MmapOptions::new().len(capacity_bytes).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage); // a hint: fewer page faults and TLB misses in large blocks
-        let base = map.as_mut_ptr();
+        let range = Range::Host { base: map.as_mut_ptr(), _map: map };
+        Ok(Arena::over(range, capacity_bytes, ALIGN_BYTES))
+    }
+
+    /// An arena on `device`: on a GPU `capacity_bytes` are allocated at once.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn on(device: Device, capacity_bytes: usize) -> Result<Arena, DeviceError> {
+        let Device::Gpu(gpu) = device else {
+            let call = "reserve address space";
+            return Arena::new(capacity_bytes).map_err(|e| DeviceError::Call { call, message: e.to_string() });
+        };
+        let capacity_bytes = capacity_bytes.next_multiple_of(ALIGN_GPU_BYTES).max(ALIGN_GPU_BYTES);
+        let base = gpu.driver().allocate(capacity_bytes)?;
+        Ok(Arena::over(Range::Gpu { gpu, base }, capacity_bytes, ALIGN_GPU_BYTES))
+    }
+
+    /// An arena whose blocks are allocations of their own. Slow, but a driver that checks bounds then checks those of every
+    /// block: for tests.
+    pub fn scattered(gpu: &'static Gpu) -> Arena {
+        Arena::over(Range::Scattered { gpu }, usize::MAX / 2, ALIGN_GPU_BYTES)
+    }
+
+    fn over(range: Range, capacity_bytes: usize, align_bytes: usize) -> Arena {
         let state = Mutex::new(FreeList::new(capacity_bytes));
-        Ok(Arena { inner: Arc::new(Inner { base, capacity_bytes, state, _map: map }) })
+        Arena { inner: Arc::new(Inner { range, capacity_bytes, align_bytes, state }) }
     }
 
     /// Cuts a block of at least `bytes` bytes; its content is whatever was there before.
@@ -64,7 +118,8 @@ impl Arena {
     /// # Panics
     /// When the arena is full: its capacity comes from the memory estimate, which is checked before training starts.
     pub(super) fn alloc(&self, bytes: usize) -> Block {
-        let bytes = bytes.next_multiple_of(ALIGN_BYTES).max(ALIGN_BYTES);
+        let asked_bytes = bytes;
+        let bytes = bytes.next_multiple_of(self.inner.align_bytes).max(self.inner.align_bytes);
         let mut state = self.inner.state.lock().expect("arena lock");
         let offset = state.take(bytes).unwrap_or_else(|| {
             panic!(
@@ -73,14 +128,20 @@ impl Arena {
             )
         });
         drop(state);
-        // SAFETY: offset + bytes <= capacity (FreeList::take), so the pointer stays inside the mapping.
-        let ptr = unsafe { self.inner.base.add(offset) };
-        Block { arena: self.clone(), ptr, offset, bytes }
+        let place = match self.inner.range {
+            Range::Host { base, .. } => Place::Host(base).offset(offset),
+            Range::Gpu { gpu, base } => Place::Gpu(gpu, base.offset(offset)),
+            Range::Scattered { gpu } => Place::Gpu(gpu, gpu.allocate(asked_bytes)),
+        };
+        Block { arena: self.clone(), place, offset, bytes }
     }
 
     /// Where its blocks lie.
     pub fn device(&self) -> Device {
-        Device::Cpu
+        match self.inner.range {
+            Range::Host { .. } => Device::Cpu,
+            Range::Gpu { gpu, .. } | Range::Scattered { gpu } => Device::Gpu(gpu),
+        }
     }
 
     /// What the arena holds and has held.
@@ -101,8 +162,8 @@ impl Arena {
 
 /// A block of the arena; returned when dropped.
 pub(super) struct Block {
-    pub(super) arena: Arena,
-    pub(super) ptr: *mut u8,
+    arena: Arena,
+    pub(super) place: Place,
     offset: usize,
     bytes: usize,
 }
@@ -114,6 +175,11 @@ unsafe impl Sync for Block {}
 
 impl Drop for Block {
     fn drop(&mut self) {
+        match (&self.arena.inner.range, self.place) {
+            (Range::Scattered { gpu }, place) => gpu.free(place.gpu()),
+            (Range::Gpu { gpu, .. }, place) => gpu.forget(place.gpu(), self.bytes),
+            (Range::Host { .. }, _) => {}
+        }
         // A poisoned lock means that another thread panicked; the list is still whole, since it is only changed in one go.
         let mut state = self.arena.inner.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         state.give_back(self.offset, self.bytes);

@@ -13,13 +13,16 @@ pub enum DType {
     F32,
     Bf16,
     F64,
+    /// Token ids, targets, document starts: never computed with.
+    #[serde(skip)]
+    U32,
 }
 
 impl DType {
     /// Bytes of one element.
     pub const fn size_bytes(self) -> usize {
         match self {
-            DType::F32 => 4,
+            DType::F32 | DType::U32 => 4,
             DType::Bf16 => 2,
             DType::F64 => 8,
         }
@@ -30,6 +33,7 @@ impl DType {
         match self {
             DType::F32 | DType::Bf16 => DType::F32,
             DType::F64 => DType::F64,
+            DType::U32 => DType::U32,
         }
     }
 }
@@ -40,6 +44,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F64 => "f64",
+            DType::U32 => "u32",
         })
     }
 }
@@ -78,9 +83,29 @@ pub trait Float:
 }
 
 /// A type that elements are stored in.
-pub trait Elem: Copy + Send + Sync + Default + PartialEq + fmt::Debug + bytemuck::Pod + 'static {
-    type Acc: Float;
+pub trait Scalar: Send + Sync + Default + PartialEq + fmt::Debug + bytemuck::Pod + 'static {
     const DTYPE: DType;
+}
+
+impl Scalar for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Scalar for f64 {
+    const DTYPE: DType = DType::F64;
+}
+
+impl Scalar for bf16 {
+    const DTYPE: DType = DType::Bf16;
+}
+
+impl Scalar for u32 {
+    const DTYPE: DType = DType::U32;
+}
+
+/// A stored type that is computed with.
+pub trait Elem: Scalar {
+    type Acc: Float;
     fn load(self) -> Self::Acc;
     /// Rounds to nearest, ties to even.
     fn store(x: Self::Acc) -> Self;
@@ -88,7 +113,6 @@ pub trait Elem: Copy + Send + Sync + Default + PartialEq + fmt::Debug + bytemuck
 
 impl Elem for f32 {
     type Acc = f32;
-    const DTYPE: DType = DType::F32;
     #[inline(always)]
     fn load(self) -> f32 {
         self
@@ -101,7 +125,6 @@ impl Elem for f32 {
 
 impl Elem for f64 {
     type Acc = f64;
-    const DTYPE: DType = DType::F64;
     #[inline(always)]
     fn load(self) -> f64 {
         self
@@ -114,7 +137,6 @@ impl Elem for f64 {
 
 impl Elem for bf16 {
     type Acc = f32;
-    const DTYPE: DType = DType::Bf16;
     #[inline(always)]
     fn load(self) -> f32 {
         f32::from_bits((self.to_bits() as u32) << 16)
@@ -278,6 +300,7 @@ macro_rules! for_dtype {
                 type $E = f64;
                 $body
             }
+            $crate::tensor::DType::U32 => unreachable!("integers are not computed with"),
         }
     };
 }
@@ -295,7 +318,7 @@ macro_rules! for_float {
                 type $F = f64;
                 $body
             }
-            $crate::tensor::DType::Bf16 => unreachable!("bf16 is widened before it is computed with"),
+            other => unreachable!("{other} is not computed in"),
         }
     };
 }

@@ -4,6 +4,7 @@
 //! what lies where; [`Params`] and [`Grads`] are the buffers.
 
 use super::{DType, Shape, Tensor, TensorMut};
+use crate::device::Device;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -118,9 +119,20 @@ impl Params {
         Params { layout, master, rounded }
     }
 
+    /// These parameters on `device`.
+    pub fn to(&self, device: Device) -> Params {
+        let rounded = self.rounded.as_ref().map(|rounded| rounded.to(device));
+        Params { layout: self.layout.clone(), master: self.master.to(device), rounded }
+    }
+
     /// What lies where.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> Device {
+        self.master.device()
     }
 
     /// The storage type that ops see.
@@ -153,7 +165,7 @@ impl Params {
     /// Brings the rounded copy up to date with the master values.
     pub fn round(&mut self) {
         if let Some(rounded) = &mut self.rounded {
-            crate::device::cpu::convert(rounded.as_mut_slice::<half::bf16>(), self.master.as_slice::<f32>());
+            self.master.cast_into(rounded);
         }
     }
 }
@@ -165,9 +177,14 @@ pub struct Grads {
 }
 
 impl Grads {
-    /// Zero gradients for parameters that are computed with in `dtype`.
+    /// Zero gradients, on the host, for parameters that are computed with in `dtype`.
     pub fn zeros(layout: Arc<Layout>, dtype: DType) -> Grads {
-        let flat = Tensor::owned([layout.elems()], dtype.accumulator());
+        Grads::zeros_on(Device::Cpu, layout, dtype)
+    }
+
+    /// Zero gradients on `device`.
+    pub fn zeros_on(device: Device, layout: Arc<Layout>, dtype: DType) -> Grads {
+        let flat = Tensor::owned_on(device, [layout.elems()], dtype.accumulator());
         Grads { layout, flat }
     }
 
@@ -183,8 +200,7 @@ impl Grads {
 
     /// Sets all to zero.
     pub fn clear(&mut self) {
-        use rayon::prelude::*;
-        self.flat.as_bytes_mut().par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(0));
+        self.flat.clear();
     }
 
     /// The gradient of a parameter, or of several as one, to add to.

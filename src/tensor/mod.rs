@@ -10,7 +10,7 @@ mod storage;
 mod tensor;
 
 pub use arena::{Arena, ArenaStats};
-pub use dtype::{DType, Elem, Float};
+pub use dtype::{DType, Elem, Float, Scalar};
 pub use flat::{Grads, Layout, ParamId, Params, Role, Span};
 pub use shape::Shape;
-pub use tensor::{Tensor, TensorMut};
+pub use tensor::{Alias, Tensor, TensorMut};

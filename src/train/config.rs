@@ -5,6 +5,7 @@
 
 use super::optim::Kind;
 use crate::data::Packing;
+use crate::device::choice::{self, SimMode};
 use crate::model::ModelConfig;
 use crate::model::config::{EXTENT_MAX, LAYERS_MAX};
 use crate::tensor::DType;
@@ -56,8 +57,9 @@ pub const KEYS: &[(&str, &str)] = &[
     ("data.tokenizer", "folder of a tokenizer; one is trained on the data if not given"),
     ("data.vocab_size", "size of the tokenizer that is trained"),
     ("data.packing", "bos or stream"),
-    ("device.kind", "auto or cpu"),
+    ("device.kind", "auto, cpu, sim or cuda[:i]"),
     ("device.dtype", "auto, f32 or bf16"),
+    ("device.sim", "how the simulator watches: checked or fast"),
     ("loss.lm.weight", "weight of the language-model loss"),
 ];
 
@@ -123,6 +125,8 @@ pub struct DataConfig {
 pub struct DeviceConfig {
     pub kind: String,
     pub dtype: DType,
+    #[serde(default)]
+    pub sim: SimMode,
 }
 
 /// `[loss]`; see [`KEYS`].
@@ -167,6 +171,7 @@ packing = 'bos'
 [device]
 kind = 'auto'
 dtype = 'auto'
+sim = 'checked'
 [loss.lm]
 weight = 1.0
 ";
@@ -277,13 +282,12 @@ impl Layers {
             fill(train, key, || (steps / 5).max(1));
         }
         let device = table(&mut merged, "device");
-        match device["kind"].as_str() {
-            Some("auto" | "cpu") => device.insert("kind".into(), "cpu".into()),
-            _ => user_bail!("device.kind = {} is not known here; auto and cpu are", device["kind"]),
-        };
+        let kind = choice::resolve(device["kind"].as_str().unwrap_or_default())?;
         if device["dtype"].as_str() == Some("auto") {
-            device.insert("dtype".into(), "f32".into());
+            let dtype = if kind.starts_with("cuda") { "bf16" } else { "f32" };
+            device.insert("dtype".into(), dtype.into());
         }
+        device.insert("kind".into(), kind.into());
         let config = RunConfig {
             model,
             train: typed("train", &merged["train"])?,
@@ -362,9 +366,7 @@ impl RunConfig {
     pub fn validate(&self) -> anyhow::Result<()> {
         self.model.validate()?;
         let RunConfig { model, train, data, device, loss } = self;
-        if device.kind != "cpu" {
-            user_bail!("device.kind = {:?} is not known here; cpu is", device.kind);
-        }
+        choice::resolve(&device.kind)?;
         if device.dtype == DType::F64 {
             user_bail!("device.dtype = \"f64\" is for checks only; train in f32 or bf16");
         }

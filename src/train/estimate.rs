@@ -4,6 +4,7 @@ use super::config::RunConfig;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
 use crate::model::{Gpt, ModelConfig};
 use crate::ops::lm_loss;
+use crate::tensor::Role;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -74,6 +75,18 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
     let most = in_block.into_iter().fold(loss, usize::max);
     // Blocks of the arena are rounded up: 2 % and a page for small models.
     most + most / 50 + 4096
+}
+
+/// Bytes of the step arena on a GPU, where they are taken at once: the estimate with a margin, or what an update of Muon needs
+/// for its largest matrix, whichever is more.
+pub fn gpu_arena_bytes(config: &RunConfig, model: &Gpt) -> usize {
+    let matrices = model.layout().entries().iter().filter(|entry| entry.role == Role::Matrix);
+    let muon = matrices.map(|entry| {
+        let [rows, cols] = entry.shape.dims();
+        (3 * rows * cols + 2 * rows.min(cols).pow(2)) * size_of::<f32>()
+    });
+    let step = activation_bytes(config);
+    (step + step / 4).max(muon.max().unwrap_or(0)) + (16 << 20)
 }
 
 /// Elements that a block saves per token: two sums, two norms, packed rows (twice with QK-norm), attention's output, gate,

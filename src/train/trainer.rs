@@ -11,7 +11,7 @@ use super::run_folder::RunFolder;
 use super::schedule::Schedule;
 use super::state::{self, TrainState};
 use crate::data::{Batch, Corpus, IGNORE, Loader, LoaderOptions, Split};
-use crate::device;
+use crate::device::{self, Device, choice};
 use crate::dist::{Communicator, Single};
 use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::{self, LoadedModel};
@@ -20,7 +20,7 @@ use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
 use crate::ops::grad_norm::sums_of_squares;
 use crate::tape::Tape;
-use crate::tensor::{Arena, Grads, Params};
+use crate::tensor::{Arena, Grads, Params, Tensor};
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::{user_bail, user_error};
 use anyhow::bail;
@@ -86,6 +86,7 @@ pub struct Trainer {
     grads: Grads,
     moments: Moments,
     plan: Plan,
+    device: Device,
     arena: Arena,
     loader: Loader,
     validation: Corpus,
@@ -224,15 +225,22 @@ impl Trainer {
         past: Option<(TrainState, Moments)>,
     ) -> anyhow::Result<Trainer> {
         let dtype = config.device.dtype;
+        let device = choice::open(&config.device.kind, config.device.sim)?;
+        let (model, params) = (model.to(device), params.to(device));
         let train = &config.train;
         let plan = Plan::new(train.optimizer, model.layout(), config.model.width, train.lr_scale, train.weight_decay);
-        let grads = Grads::zeros(model.layout().clone(), dtype);
-        // Address space only: twice the estimate, so that a short estimate costs nothing but pages.
-        let arena = Arena::new(2 * estimate::activation_bytes(&config) + (64 << 20))?;
+        let grads = Grads::zeros_on(device, model.layout().clone(), dtype);
+        let arena_bytes = match device {
+            // Address space only: twice the estimate, so that a short estimate costs nothing but pages.
+            Device::Cpu => 2 * estimate::activation_bytes(&config) + (64 << 20),
+            Device::Gpu(_) => estimate::gpu_arena_bytes(&config, &model),
+        };
+        let arena = Arena::on(device, arena_bytes)?;
         let (state, moments) = match past {
-            Some((state, moments)) => (Some(state), moments),
+            Some((state, moments)) => (Some(state), moments.to(device)),
             None => (None, Moments::zeros(&params)),
         };
+        device.synchronise()?;
         let loader = corpora.train.start(state.as_ref().map(|s| &s.loader))?;
         let step = state.as_ref().map_or(0, |s| s.step);
         let metrics = Metrics::open(folder.path(), step)?;
@@ -252,6 +260,7 @@ impl Trainer {
             grads,
             moments,
             plan,
+            device,
             arena,
             loader,
             control,
@@ -386,18 +395,19 @@ impl Trainer {
         self.grads.clear();
         let mut loss_lm = 0.0;
         for batch in batches {
-            let (rows, targets) = as_rows(batch);
+            let (rows, targets) = as_rows(&self.arena, &batch);
             let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
             let losses = self.model.loss(&mut tape, &rows, &targets, weight * mean, recompute);
             loss_lm += sum_losses(&losses) * mean;
             drop(losses);
             tape.backward();
-            drop(tape);
+            drop((tape, rows, targets));
             self.arena.reset();
         }
-        self.communicator.all_reduce_sum(self.grads.flat_mut().as_mut_slice::<f32>());
+        self.communicator.all_reduce_sum(self.grads.flat_mut());
         let ranges: Vec<_> = self.model.layout().entries().iter().map(|e| e.range()).collect();
-        let squares = sums_of_squares(self.grads.flat(), &ranges);
+        let squares = sums_of_squares(&self.arena, self.grads.flat(), &ranges);
+        self.device.synchronise()?;
         let grad_norm = squares.iter().sum::<f64>().sqrt();
         let loss = weight * loss_lm;
         let layout = self.model.layout().clone();
@@ -413,7 +423,8 @@ impl Trainer {
         let lr = schedule.factor(self.step) * self.control.lr_scale;
         if skipped.is_none() {
             let clip = (train.clip / grad_norm.max(1e-30)).min(1.0);
-            optim::update(&self.plan, &mut self.params, self.grads.flat(), &mut self.moments, clip, lr);
+            let (params, moments) = (&mut self.params, &mut self.moments);
+            optim::update(&self.arena, &self.plan, params, self.grads.flat(), moments, clip, lr);
         }
         let step_tokens = train.batch_tokens as u64;
         self.step += 1;
@@ -483,7 +494,7 @@ impl Trainer {
     }
 }
 
-fn as_rows(batch: Batch) -> (Rows, Vec<u32>) {
-    let rows = Rows { tokens: batch.tokens.into(), t: batch.seq_len, doc_start: Some(batch.doc_start.into()) };
-    (rows, batch.targets)
+fn as_rows(arena: &Arena, batch: &Batch) -> (Rows, Tensor) {
+    let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+    (rows, Tensor::from_slice(arena, [batch.targets.len()], &batch.targets))
 }

@@ -4,6 +4,7 @@
 //! differences of that reference; and in f32 and bf16 it must stay within a bound derived from the rounding unit of the
 //! type and the length of the longest sum. All bounds are stated as what must hold, so a NaN fails by itself.
 
+use crate::device::gpu::Gpu;
 use crate::ops::rope::Heads;
 use crate::tensor::random::Philox;
 use crate::tensor::{Arena, DType, Tensor};
@@ -70,7 +71,7 @@ pub struct OpCase<'a> {
 const COORDINATES_MAX: usize = 40;
 
 impl OpCase<'_> {
-    /// Runs the three comparisons.
+    /// Runs the three comparisons on the CPU.
     ///
     /// # Errors
     /// What disagreed, with both numbers.
@@ -84,7 +85,7 @@ impl OpCase<'_> {
             self.check_gradient(input, gradient, &weights)?;
         }
         for dtype in [DType::F32, DType::Bf16] {
-            self.check_rounding(&arena, dtype, &weights)?;
+            self.check_rounding(&arena, &arena, dtype, &weights)?;
         }
         arena.reset();
         Ok(())
@@ -118,12 +119,30 @@ impl OpCase<'_> {
         Ok(())
     }
 
-    /// In a narrower type, against f64 on the same rounded inputs.
-    fn check_rounding(&self, arena: &Arena, dtype: DType, weights: &[f64]) -> Result<(), String> {
-        let round = |values: &[f64]| Tensor::from_f64(arena, [values.len()], dtype, values).to_f64();
+    /// Runs the case on a GPU in f32 and bf16 and compares it with f64 on the CPU. Every tensor there is an allocation of its
+    /// own, so that a driver that checks bounds checks those of each.
+    ///
+    /// # Errors
+    /// What disagreed, or what went wrong on the device.
+    pub fn check_on(&self, gpu: &'static Gpu) -> Result<(), String> {
+        let host = Arena::new(256 << 20).map_err(|e| e.to_string())?;
+        let weights = normals(&format!("{} output gradient", self.name), (self.reference)(&self.inputs).len());
+        for dtype in [DType::F32, DType::Bf16] {
+            self.check_rounding(&host, &Arena::scattered(gpu), dtype, &weights)
+                .and_then(|()| gpu.synchronise().map_err(|e| format!("{} {dtype}: {e}", self.name)))
+                .map_err(|what| {
+                    gpu.synchronise().err().map_or(what.clone(), |e| format!("{}: {e}; {what}", self.name))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// In a narrower type in `arena`, against f64 on the CPU on the same rounded inputs.
+    fn check_rounding(&self, host: &Arena, arena: &Arena, dtype: DType, weights: &[f64]) -> Result<(), String> {
+        let round = |values: &[f64]| Tensor::from_f64(host, [values.len()], dtype, values).to_f64();
         let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|v| round(v)).collect();
         let weights = round(weights);
-        let exact = (self.run)(arena, DType::F64, &inputs, &weights);
+        let exact = (self.run)(host, DType::F64, &inputs, &weights);
         let narrow = (self.run)(arena, dtype, &inputs, &weights);
         let unit = match dtype {
             DType::Bf16 => 2f64.powi(-9),

@@ -109,7 +109,7 @@ fn wrong_configurations_are_named() {
         ("--seq-len 20000", &["20000", "16384"]),
         ("--preset huge", &["unknown preset \"huge\"", "demo", "shakespeare"]),
         ("--optimizer sgd", &["sgd", "adamw", "muon"]),
-        ("--device tpu", &["tpu", "auto and cpu"]),
+        ("--device tpu", &["tpu", "auto, cpu, sim and cuda[:i]"]),
         ("--dtype int8", &["int8", "f32", "bf16"]),
         ("--dtype f64", &["f64", "f32", "bf16"]),
         ("--set device.dtype=3", &["[device]", "dtype"]),

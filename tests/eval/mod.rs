@@ -69,7 +69,7 @@ fn losses_are_those_of_the_logits_and_ignored_targets_do_not_count() {
     let arena = Arena::new(256 << 20).unwrap();
     let (mut nats, mut byte_nats, mut tokens, mut bytes, mut ignored) = (0.0, 0.0, 0, 0u64, 0);
     for batch in first_epoch(&corpus) {
-        let rows = Rows { tokens: batch.tokens.into(), t: batch.seq_len, doc_start: None };
+        let rows = Rows::new(&arena, &batch.tokens, batch.seq_len, None);
         let logits = model.logits(&mut Tape::inference(&arena, &params), &rows).to_f64();
         for (logits, &target) in logits.chunks(model.config().vocab_size).zip(&batch.targets) {
             if target == IGNORE {

@@ -8,7 +8,7 @@ use nanochat_gpu::cli::{completions, logits, sample};
 use nanochat_gpu::formats::safetensors::Reader;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId};
+use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Tensor};
 use nanochat_gpu::tokenizer::{Codec, Pattern};
 use nanochat_gpu::verify::{close, integers};
 
@@ -61,12 +61,13 @@ fn logits_losses_and_gradients_are_written() {
     run_logits(&[&base[..], &["--targets", &target_list, "--grads"]].concat()).unwrap();
 
     let arena = Arena::new(256 << 20).unwrap();
-    let rows = Rows { tokens: tokens.as_slice().into(), t: 11, doc_start: None };
+    let rows = Rows::new(&arena, &tokens, 11, None);
+    let target_ids = Tensor::from_slice(&arena, [11], &targets);
     let expected = model.logits(&mut Tape::inference(&arena, &params), &rows).to_f64();
     let mut grads = Grads::zeros(model.layout().clone(), DType::F32);
     let scale = 1.0 / 11.0;
     let mut tape = Tape::recording(&arena, &params, &mut grads);
-    let sum = sum_losses(&model.loss(&mut tape, &rows, &targets, scale, Recompute::Nothing));
+    let sum = sum_losses(&model.loss(&mut tape, &rows, &target_ids, scale, Recompute::Nothing));
     tape.backward();
     drop(tape);
     let reader = Reader::open(out.as_ref()).unwrap();

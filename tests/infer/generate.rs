@@ -28,7 +28,7 @@ fn by_prefill(model: &Gpt, params: &Params, prompt: &[u32], tokens: usize) -> Ve
     let arena = Arena::new(256 << 20).unwrap();
     let mut ids = prompt.to_vec();
     for _ in 0..tokens {
-        let rows = Rows { tokens: ids.as_slice().into(), t: ids.len(), doc_start: None };
+        let rows = Rows::new(&arena, &ids, ids.len(), None);
         let logits = model.logits(&mut Tape::inference(&arena, params), &rows).to_f64();
         let last = &logits[logits.len() - model.config().vocab_size..];
         let largest = last.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -3,7 +3,7 @@
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::{Gpt, KvCache, ModelConfig};
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params};
+use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Tensor};
 use nanochat_gpu::verify::{central_difference, close, integers, normals};
 
 /// Every option of the backbone on, in awkward sizes.
@@ -48,14 +48,16 @@ fn random_params(model: &Gpt, dtype: DType) -> Params {
 }
 
 /// Two rows with a document boundary each.
-fn rows(model: &Gpt, t: usize) -> (Rows, Vec<u32>) {
+fn rows(model: &Gpt, t: usize) -> (Rows, Tensor) {
+    // Not the step arena: it is reset while they live.
+    let arena = &Arena::new(1 << 20).unwrap();
     let v = model.config().vocab_size;
     let doc_start = (0..2 * t).map(|i| if i % t >= 7 { 7 } else { 0 }).collect::<Vec<u32>>();
-    let rows = Rows { tokens: integers("tokens", 2 * t, v).into(), t, doc_start: Some(doc_start.into()) };
-    (rows, integers("targets", 2 * t, v))
+    let rows = Rows::new(arena, &integers("tokens", 2 * t, v), t, Some(&doc_start));
+    (rows, Tensor::from_slice(arena, [2 * t], &integers("targets", 2 * t, v)))
 }
 
-fn loss(model: &Gpt, arena: &Arena, params: &Params, rows: &Rows, targets: &[u32]) -> f64 {
+fn loss(model: &Gpt, arena: &Arena, params: &Params, rows: &Rows, targets: &Tensor) -> f64 {
     sum_losses(&model.loss(&mut Tape::inference(arena, params), rows, targets, 1.0, Recompute::Nothing))
 }
 
@@ -100,9 +102,10 @@ fn later_tokens_and_other_documents_change_nothing_before() {
         let logits = |rows: &Rows| model.logits(&mut Tape::inference(&arena, &params), rows).to_f64();
         let (v, before) = (model.config().vocab_size, logits(&rows));
         for changed in [0, 6, 7, 12, 18] {
-            let mut tokens = rows.tokens.to_vec();
+            let mut tokens = rows.tokens.as_slice::<u32>().to_vec();
             tokens[changed] = (tokens[changed] + 1) % v as u32;
-            let after = logits(&Rows { tokens: tokens.into(), ..rows.clone() });
+            let tokens = Tensor::from_slice(&arena, [tokens.len()], &tokens);
+            let after = logits(&Rows { tokens, ..rows.clone() });
             let differs = |n: usize| before[n * v..][..v] != after[n * v..][..v];
             for n in 0..2 * rows.t {
                 let same_row_later = n < rows.t && n >= changed;
@@ -123,7 +126,7 @@ fn decode_equals_prefill() {
         let model = Gpt::new(config.clone(), DType::F32).unwrap();
         let (arena, params) = (Arena::new(64 << 20).unwrap(), random_params(&model, DType::F32));
         let tokens = integers("decode", 23, config.vocab_size);
-        let rows = Rows { tokens: tokens.clone().into(), t: 23, doc_start: None };
+        let rows = Rows::new(&arena, &tokens, 23, None);
         let want = model.logits(&mut Tape::inference(&arena, &params), &rows).to_f64();
         for steps in [vec![1; 23], vec![10, 1, 1, 8, 3], vec![23]] {
             let mut cache = KvCache::new(&config, 23, DType::F32);

@@ -5,7 +5,7 @@ use nanochat_gpu::formats::safetensors::Reader;
 use nanochat_gpu::model::Gpt;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId};
+use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Tensor};
 use nanochat_gpu::verify::close;
 use std::path::Path;
 
@@ -21,14 +21,16 @@ fn against(case: &str) {
     for dtype in [DType::F32, DType::F64] {
         let model = Gpt::new(config.clone(), dtype).unwrap();
         let params = hf::read_params(&model, &weights, dtype, case).unwrap();
-        let rows = Rows { t: tokens.len() / 2, tokens: tokens.clone().into(), doc_start: None };
+        let ids = Arena::new(1 << 20).unwrap();
+        let rows = Rows::new(&ids, &tokens, tokens.len() / 2, None);
+        let target_ids = Tensor::from_slice(&ids, [targets.len()], &targets);
         let arena = Arena::new(64 << 20).unwrap();
         let logits = model.logits(&mut Tape::inference(&arena, &params), &rows).to_f64();
         close(&format!("{case} {dtype} logits"), &logits, &floats("logits"), 2e-5).unwrap();
         for recompute in [Recompute::Nothing, Recompute::Blocks] {
             let mut grads = Grads::zeros(model.layout().clone(), dtype);
             let mut tape = Tape::recording(&arena, &params, &mut grads);
-            let losses = model.loss(&mut tape, &rows, &targets, 1.0 / targets.len() as f64, recompute);
+            let losses = model.loss(&mut tape, &rows, &target_ids, 1.0 / targets.len() as f64, recompute);
             let loss = sum_losses(&losses) / targets.len() as f64;
             close(&format!("{case} {dtype} loss"), &[loss], &floats("loss"), 1e-6).unwrap();
             tape.backward();

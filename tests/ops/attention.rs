@@ -2,10 +2,9 @@ use super::*;
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::verify::{self, AttentionCase};
 
-fn mask(case: &AttentionCase) -> Mask {
-    let doc_start = (case.document > 0).then(|| {
-        (0..case.b * case.t).map(|i| ((i % case.t) / case.document * case.document) as u32).collect::<Vec<_>>().into()
-    });
+fn mask(arena: &Arena, case: &AttentionCase) -> Mask {
+    let starts = |i: usize| ((i % case.t) / case.document * case.document) as u32;
+    let doc_start = (case.document > 0).then(|| ids(arena, &(0..case.b * case.t).map(starts).collect::<Vec<_>>()));
     Mask { window: case.window, doc_start }
 }
 
@@ -20,12 +19,15 @@ fn cases() {
             longest_sum: t + heads.d,
             run: &|arena, dtype, inputs, dy| {
                 let qkv = tensor(arena, dtype, [n, heads.row_elems()], &inputs[0]);
-                let (y, saved) = attention::forward(arena, &qkv, heads, t, mask(case));
+                let (y, saved) = attention::forward(arena, &qkv, heads, t, mask(arena, case));
                 let dy = tensor(arena, dtype, [n, heads.h * heads.d], dy);
                 let dqkv = attention::backward(arena, &dy, heads, t, &saved);
                 Outcome { output: y.to_f64(), gradients: vec![dqkv.to_f64()] }
             },
-            reference: &|inputs| attention::reference(&inputs[0], heads, t, &mask(case)),
+            reference: &|inputs| {
+                let arena = Arena::new(1 << 20).unwrap();
+                attention::reference(&inputs[0], heads, t, &mask(&arena, case))
+            },
         });
     }
 }

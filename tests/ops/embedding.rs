@@ -12,9 +12,13 @@ fn cases() {
             longest_sum: n,
             run: &|arena, dtype, inputs, dy| {
                 let table = tensor(arena, dtype, [v, c], &inputs[0]);
-                let y = embedding::forward(arena, &table, &tokens);
-                let mut grads = gradients(dtype, &[table.shape()]);
-                embedding::backward(&mut grads.view_mut(ParamId(0)), &tensor(arena, dtype, [n, c], dy), &tokens);
+                let y = embedding::forward(arena, &table, &ids(arena, &tokens));
+                let mut grads = gradients(arena, dtype, &[table.shape()]);
+                embedding::backward(
+                    &mut grads.view_mut(ParamId(0)),
+                    &tensor(arena, dtype, [n, c], dy),
+                    &ids(arena, &tokens),
+                );
                 assert!(dtype != DType::F64 || close_to(&gradient(&grads, 0), dy, v, c, &tokens));
                 Outcome { output: y.to_f64(), gradients: vec![gradient(&grads, 0)] }
             },
@@ -32,5 +36,5 @@ fn close_to(got: &[f64], dy: &[f64], v: usize, c: usize, tokens: &[u32]) -> bool
 #[should_panic(expected = "token beyond a vocabulary of 4")]
 fn a_token_beyond_the_table_is_refused() {
     let arena = Arena::new(1 << 20).unwrap();
-    embedding::forward(&arena, &tensor(&arena, DType::F32, [4, 2], &[0.0; 8]), &[4]);
+    embedding::forward(&arena, &tensor(&arena, DType::F32, [4, 2], &[0.0; 8]), &ids(&arena, &[4]));
 }

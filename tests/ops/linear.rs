@@ -11,7 +11,7 @@ fn cases() {
             run: &|arena, dtype, inputs, dy| {
                 let (x, w) = (tensor(arena, dtype, [n, i], &inputs[0]), tensor(arena, dtype, [o, i], &inputs[1]));
                 let y = linear::forward(arena, &x, &w);
-                let mut grads = gradients(dtype, &[w.shape()]);
+                let mut grads = gradients(arena, dtype, &[w.shape()]);
                 let dy = tensor(arena, dtype, [n, o], dy);
                 let saved = linear::Saved { x };
                 let dx = linear::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, &w, &saved);
@@ -26,7 +26,7 @@ fn cases() {
 fn the_weight_gradient_is_added_to_not_overwritten() {
     let arena = Arena::new(1 << 20).unwrap();
     let (x, w) = (tensor(&arena, DType::F32, [1, 2], &[1.0, 2.0]), tensor(&arena, DType::F32, [1, 2], &[3.0, 4.0]));
-    let mut grads = gradients(DType::F32, &[w.shape()]);
+    let mut grads = gradients(&arena, DType::F32, &[w.shape()]);
     for _ in 0..2 {
         let saved = linear::Saved { x: x.clone() };
         let dy = tensor(&arena, DType::F32, [1, 1], &[1.0]);

@@ -12,27 +12,63 @@ mod scale_grad;
 mod softcap;
 mod swiglu;
 
+use nanochat_gpu::device::driver::sim::SimOptions;
+use nanochat_gpu::device::gpu::Gpu;
+use nanochat_gpu::device::modules::MODULES;
 use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Role, Shape, Tensor};
 use nanochat_gpu::verify::{OpCase, Outcome};
+use ptxsim::options::{AsyncPolicy, Options, Schedule};
 use std::sync::Arc;
 
-/// Checks a case and says what failed.
+/// Orders of warps and moments of asynchronous work under which every case runs in the simulator.
+const ORDERS: [(Schedule, AsyncPolicy, u64); 3] = [
+    (Schedule::RoundRobin, AsyncPolicy::Late, 0),
+    (Schedule::Reverse, AsyncPolicy::Early, 0),
+    (Schedule::Random, AsyncPolicy::Random, 1),
+];
+
+/// Simulated GPUs with all checkers on, one for each of [`ORDERS`]; none where this build has no kernels.
+pub fn simulators() -> Vec<&'static Gpu> {
+    thread_local! {
+        // Each test has a thread, and so GPUs of its own: what goes wrong is told to who did it.
+        static OPENED: Vec<&'static Gpu> = ORDERS
+            .iter()
+            .filter(|_| !MODULES.is_empty())
+            .map(|&(schedule, asynchrony, seed)| {
+                let mut options = SimOptions::checked();
+                options.run = Options { schedule, asynchrony, seed, threads: 1, ..options.run };
+                Gpu::sim(options).unwrap()
+            })
+            .collect();
+    }
+    OPENED.with(Clone::clone)
+}
+
+/// Checks a case on the CPU and in the simulator and says what failed.
 fn check(case: OpCase) {
     case.check().unwrap_or_else(|message| panic!("{message}"));
+    for gpu in simulators() {
+        case.check_on(gpu).unwrap_or_else(|message| panic!("{}: {message}", gpu.driver().name()));
+    }
 }
 
 /// Zeroed gradients of parameters of these shapes, as ops add to them.
-fn gradients(dtype: DType, shapes: &[Shape]) -> Grads {
+fn gradients(arena: &Arena, dtype: DType, shapes: &[Shape]) -> Grads {
     let mut layout = Layout::default();
     for (i, &shape) in shapes.iter().enumerate() {
         layout.push(format!("{i}"), shape.as_slice(), Role::Matrix);
     }
-    Grads::zeros(Arc::new(layout), dtype)
+    Grads::zeros_on(arena.device(), Arc::new(layout), dtype)
 }
 
 /// The `i`-th gradient as f64.
 fn gradient(grads: &Grads, i: u32) -> Vec<f64> {
     grads.view(ParamId(i)).to_f64()
+}
+
+/// A tensor of token ids.
+fn ids(arena: &Arena, values: &[u32]) -> Tensor {
+    Tensor::from_slice(arena, [values.len()], values)
 }
 
 /// A tensor of rounded values.

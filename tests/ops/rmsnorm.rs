@@ -13,7 +13,7 @@ fn cases() {
             run: &|arena, dtype, inputs, dy| {
                 let (x, gain) = (tensor(arena, dtype, [n, c], &inputs[0]), tensor(arena, dtype, [c], &inputs[1]));
                 let (y, saved) = rmsnorm::forward(arena, &x, &gain, EPS);
-                let mut grads = gradients(dtype, &[gain.shape()]);
+                let mut grads = gradients(arena, dtype, &[gain.shape()]);
                 let dy = tensor(arena, dtype, [n, c], dy);
                 let dx = rmsnorm::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, None, &gain, &saved);
                 Outcome { output: y.to_f64(), gradients: vec![dx.to_f64(), gradient(&grads, 0)] }
@@ -39,7 +39,7 @@ fn cases_fused_with_the_residual_add() {
                 let of = |i: usize| tensor(arena, dtype, [n, c], &inputs[i]);
                 let gain = tensor(arena, dtype, [c], &inputs[2]);
                 let (sum, y, saved) = rmsnorm::forward_add(arena, &of(0), of(1), &gain, EPS);
-                let mut grads = gradients(dtype, &[gain.shape()]);
+                let mut grads = gradients(arena, dtype, &[gain.shape()]);
                 let (dsum, dy) = dy.split_at(n * c);
                 let (dsum, dy) = (tensor(arena, dtype, [n, c], dsum), tensor(arena, dtype, [n, c], dy));
                 let dx = rmsnorm::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, Some(dsum), &gain, &saved);

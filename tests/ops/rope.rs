@@ -21,7 +21,7 @@ fn cases(norm: bool) {
             inputs: vec![verify::normals("rope", n * row), gain("q gain"), gain("k gain")],
             longest_sum: n * heads.h + d,
             run: &|arena, dtype, inputs, dy| {
-                let table = Table::new(t + 5, &frequencies, dtype.accumulator());
+                let table = Table::new(t + 5, &frequencies, dtype.accumulator()).to(arena.device());
                 let gains = [
                     tensor(arena, dtype, [inputs[1].len()], &inputs[1]),
                     tensor(arena, dtype, [inputs[2].len()], &inputs[2]),
@@ -29,7 +29,7 @@ fn cases(norm: bool) {
                 let qk_norm = norm.then_some(QkNorm { q_gain: &gains[0], k_gain: &gains[1], eps: 1e-5 });
                 let x = tensor(arena, dtype, [n, row], &inputs[0]);
                 let (y, saved) = rope::forward(arena, x, heads, t, 0, &table, qk_norm);
-                let mut grads = gradients(dtype, &[gains[0].shape(), gains[1].shape()]);
+                let mut grads = gradients(arena, dtype, &[gains[0].shape(), gains[1].shape()]);
                 let dgains = qk_norm.map(|q| (q, grads.pair_mut(ParamId(0), ParamId(1))));
                 let dx = rope::backward(arena, tensor(arena, dtype, [n, row], dy), heads, t, &table, dgains, &saved);
                 Outcome { output: y.to_f64(), gradients: vec![dx.to_f64(), gradient(&grads, 0), gradient(&grads, 1)] }

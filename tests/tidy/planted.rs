@@ -48,6 +48,8 @@ fn op_table() {
     };
     let count = |test, bench| checks::op_table(&files(test, bench)).len();
     assert_eq!(count("tests/ops/gelu.rs", "row(\"gelu\")"), 0);
+    let part = [("src/ops/gelu/gpu.rs", ""), ("benches/ops/rows.rs", "")];
+    assert_eq!(checks::op_table(&Repo::of(&part)).len(), 0);
     assert_eq!(count("tests/ops/gelu.rs", "row(\"gelu forward\")"), 0);
     assert_eq!(count("tests/ops/gelu.rs", "row(\"geluish\")"), 1);
     assert_eq!(count("tests/ops/other.rs", "row(\"gelu\")"), 1);

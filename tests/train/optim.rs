@@ -1,4 +1,4 @@
-use nanochat_gpu::tensor::{DType, Grads, Layout, Params, Role};
+use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, Params, Role};
 use nanochat_gpu::train::optim::muon::newton_schulz;
 use nanochat_gpu::train::optim::{self, Group, Kind, Moments, Plan, Rule, adamw, muon};
 use nanochat_gpu::verify;
@@ -29,7 +29,9 @@ impl Run {
 
     fn step(&mut self, grads: &[f64], grad_factor: f64, lr_factor: f64) {
         self.grads.flat_mut().copy_from_f64(grads);
-        optim::update(&self.plan, &mut self.params, self.grads.flat(), &mut self.moments, grad_factor, lr_factor);
+        let arena = Arena::new(1 << 20).unwrap();
+        let (params, moments) = (&mut self.params, &mut self.moments);
+        optim::update(&arena, &self.plan, params, self.grads.flat(), moments, grad_factor, lr_factor);
     }
 
     /// Values, first and second moments.

@@ -9,7 +9,7 @@ use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::{Gpt, ModelConfig};
 use nanochat_gpu::ops::grad_norm::sums_of_squares;
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{Arena, DType, Grads};
+use nanochat_gpu::tensor::{Arena, DType, Grads, Tensor};
 use nanochat_gpu::tokenizer::{Codec, Tokenizer, TrainSpec};
 use nanochat_gpu::train::config::{KEYS, Layers, PRESETS, RunConfig};
 use nanochat_gpu::train::estimate::activation_bytes;
@@ -163,9 +163,10 @@ fn accumulated_micro_batches_equal_one_large_one() {
     assert!(difference <= 1e-3 * size, "{difference:e} of {size:e}");
 }
 
-fn batch_rows(batch: Batch) -> (Rows, Vec<u32>) {
-    let rows = Rows { tokens: batch.tokens.into(), t: batch.seq_len, doc_start: Some(batch.doc_start.into()) };
-    (rows, batch.targets)
+fn batch_rows(batch: Batch) -> (Rows, Tensor) {
+    let ids = Arena::new(1 << 20).unwrap();
+    let rows = Rows::new(&ids, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+    (rows, Tensor::from_slice(&ids, [batch.targets.len()], &batch.targets))
 }
 
 /// Gradients of the mean loss over `micro` micro-batches of the same tokens.
@@ -181,9 +182,10 @@ fn gradients(model: &Gpt, micro: usize) -> Vec<f64> {
     let mut grads = Grads::zeros(model.layout().clone(), DType::F32);
     for part in 0..micro {
         let range = part * n / micro..(part + 1) * n / micro;
-        let rows = Rows { tokens: tokens[range.clone()].into(), t, doc_start: None };
+        let rows = Rows::new(&arena, &tokens[range.clone()], t, None);
+        let targets = Tensor::from_slice(&arena, [range.len()], &targets[range]);
         let mut tape = Tape::recording(&arena, &params, &mut grads);
-        drop(model.loss(&mut tape, &rows, &targets[range], 1.0 / counted as f64, Recompute::Nothing));
+        drop(model.loss(&mut tape, &rows, &targets, 1.0 / counted as f64, Recompute::Nothing));
         tape.backward();
     }
     grads.flat().to_f64()
@@ -209,8 +211,9 @@ fn one_batch_is_learnt_by_heart() {
         let (mut grads, mut moments) = (Grads::zeros(model.layout().clone(), dtype), Moments::zeros(&params));
         let arena = Arena::new(256 << 20).unwrap();
         let v = config.model.vocab_size;
-        let (rows, targets) = (integers("tokens", 64, v), integers("targets", 64, v));
-        let rows = Rows { tokens: rows.into(), t: 16, doc_start: None };
+        let ids = Arena::new(1 << 20).unwrap();
+        let rows = Rows::new(&ids, &integers("tokens", 64, v), 16, None);
+        let targets = Tensor::from_slice(&ids, [64], &integers("targets", 64, v));
         let mut loss = f64::NAN;
         for _ in 0..250 {
             grads.clear();
@@ -221,7 +224,7 @@ fn one_batch_is_learnt_by_heart() {
             tape.backward();
             drop(tape);
             arena.reset();
-            update(&plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
+            update(&arena, &plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
         }
         assert!(loss < 0.05, "{kind:?} in {dtype}: {loss}");
     }
@@ -281,7 +284,7 @@ fn the_guard_names_the_tensor_of_the_model() {
     let poisoned = entries.iter().position(|entry| entry.name.contains("layers.1.self_attn")).unwrap();
     grads.flat_mut().as_mut_slice::<f32>()[entries[poisoned].range().start] = f32::INFINITY;
     let ranges: Vec<_> = entries.iter().map(|entry| entry.range()).collect();
-    let squares = sums_of_squares(grads.flat(), &ranges);
+    let squares = sums_of_squares(&Arena::new(1 << 20).unwrap(), grads.flat(), &ranges);
     let name = |i: usize| entries[i].name.clone();
     let seen = Observation { loss: 1.0, grad_norm: f64::INFINITY, squares: &squares, name: &name };
     let verdict = Guard::default().judge(&seen, 8.0).unwrap_err();

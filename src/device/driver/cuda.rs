@@ -14,7 +14,7 @@ use std::ffi::{CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Oldest capability that the kernels are written for: bf16 tensor cores and `cp.async`.
-const CAPABILITY_MIN: Capability = Capability { major: 8, minor: 0 };
+pub const CAPABILITY_MIN: Capability = Capability { major: 8, minor: 0 };
 
 /// Shared memory of a block beyond which a kernel must be told that it may have it.
 const SMEM_UNASKED_BYTES: u32 = 48 << 10;
@@ -324,6 +324,7 @@ fn bits(arg: &Arg) -> u64 {
         Arg::I32(value) => (value as u32).into(),
         Arg::U64(value) => value,
         Arg::F32(value) => value.to_bits().into(),
+        Arg::F64(value) => value.to_bits(),
         Arg::TooLarge(value) => value as u64,
     }
 }

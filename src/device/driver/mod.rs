@@ -108,6 +108,7 @@ pub enum Arg {
     I32(i32),
     U64(u64),
     F32(f32),
+    F64(f64),
     /// A dimension beyond 32 bits, to be refused.
     TooLarge(usize),
 }
@@ -127,6 +128,7 @@ impl fmt::Display for Arg {
             Arg::I32(value) => write!(f, "{value}"),
             Arg::U64(value) => write!(f, "{value}"),
             Arg::F32(value) => write!(f, "{value}"),
+            Arg::F64(value) => write!(f, "{value}"),
             Arg::TooLarge(value) => write!(f, "{value}"),
         }
     }

@@ -167,6 +167,7 @@ fn argument(arg: &Arg) -> host::Arg {
         Arg::I32(value) => host::Arg::I32(value),
         Arg::U64(value) => host::Arg::U64(value),
         Arg::F32(value) => host::Arg::F32(value),
+        Arg::F64(value) => host::Arg::F64(value),
         Arg::TooLarge(value) => host::Arg::U64(value as u64),
     }
 }

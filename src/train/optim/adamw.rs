@@ -21,14 +21,41 @@ pub struct Step {
     pub grad_factor: f64,
 }
 
+/// What an update multiplies with, formed in f64 and rounded once: `c` is `1 - b`, `keep` the decay, `rate` and `root` carry
+/// the corrections of the two moments.
+pub(super) struct Factors<F> {
+    pub b1: F,
+    pub b2: F,
+    pub c1: F,
+    pub c2: F,
+    pub keep: F,
+    pub rate: F,
+    pub root: F,
+    pub eps: F,
+    pub factor: F,
+}
+
+impl Step {
+    pub(super) fn factors<F: Float>(self) -> Factors<F> {
+        let corrected = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
+        let of = F::from_f64;
+        Factors {
+            b1: of(self.beta1),
+            b2: of(self.beta2),
+            c1: of(1.0 - self.beta1),
+            c2: of(1.0 - self.beta2),
+            keep: of(1.0 - self.lr * self.weight_decay),
+            rate: of(self.lr / corrected(self.beta1)),
+            root: of(1.0 / corrected(self.beta2).sqrt()),
+            eps: of(self.eps),
+            factor: of(self.grad_factor),
+        }
+    }
+}
+
 /// Updates one range in place.
 pub fn update<F: Float>(state: State<F>, step: Step) {
-    let corrected = |beta: f64| 1.0 - beta.powi(step.updates.min(i32::MAX as u64) as i32);
-    let of = F::from_f64;
-    let (b1, b2, factor) = (of(step.beta1), of(step.beta2), of(step.grad_factor));
-    let (c1, c2) = (of(1.0 - step.beta1), of(1.0 - step.beta2));
-    let keep = of(1.0 - step.lr * step.weight_decay);
-    let (rate, root, eps) = (of(step.lr / corrected(step.beta1)), of(1.0 / corrected(step.beta2).sqrt()), of(step.eps));
+    let Factors { b1, b2, c1, c2, keep, rate, root, eps, factor } = step.factors::<F>();
     const GRAIN: usize = 4 * GRAIN_ELEMS;
     let tasks = state.values.par_chunks_mut(GRAIN).zip(state.grads.par_chunks(GRAIN));
     let tasks = tasks.zip(state.first.par_chunks_mut(GRAIN)).zip(state.second.par_chunks_mut(GRAIN));

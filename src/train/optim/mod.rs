@@ -3,10 +3,12 @@
 //! What a parameter gets is decided by its role alone ([`Plan`]), once, when the run starts.
 
 pub mod adamw;
+mod gpu;
 pub mod muon;
 
+use crate::device::Device;
 use crate::for_float;
-use crate::tensor::{Layout, Params, Role, Tensor};
+use crate::tensor::{Arena, Layout, Params, Role, Tensor};
 use std::ops::Range;
 
 /// Which optimiser a run uses.
@@ -92,20 +94,26 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Zero moments for `params`.
+    /// These moments on `device`.
+    pub fn to(&self, device: Device) -> Moments {
+        Moments { first: self.first.to(device), second: self.second.to(device), updates: self.updates }
+    }
+
+    /// Zero moments for `params`, where they lie.
     pub fn zeros(params: &Params) -> Moments {
         let (shape, dtype) = (params.master().shape(), params.master().dtype());
         Moments {
-            first: Tensor::owned(shape.as_slice(), dtype),
-            second: Tensor::owned(shape.as_slice(), dtype),
+            first: Tensor::owned_on(params.device(), shape.as_slice(), dtype),
+            second: Tensor::owned_on(params.device(), shape.as_slice(), dtype),
             updates: 0,
         }
     }
 }
 
 /// One update of all parameters. `grad_factor` multiplies every gradient first (clipping), `lr_factor` every learning rate
-/// (schedule).
+/// (schedule). Scratch memory on a GPU comes from `arena`.
 pub fn update(
+    arena: &Arena,
     plan: &Plan,
     params: &mut Params,
     grads: &Tensor,
@@ -115,6 +123,11 @@ pub fn update(
 ) {
     moments.updates += 1;
     let updates = moments.updates;
+    if let Device::Gpu(gpu) = grads.device() {
+        gpu::update(gpu, arena, plan, params.master_mut(), grads, moments, grad_factor, lr_factor);
+        params.round();
+        return;
+    }
     for_float!(grads.dtype(), F => {
         let (grads, values) = (grads.as_slice::<F>(), params.master_mut().as_mut_slice::<F>());
         let (first, second) = (moments.first.as_mut_slice::<F>(), moments.second.as_mut_slice::<F>());

@@ -11,10 +11,10 @@ use crate::tensor::Float;
 use rayon::prelude::*;
 
 /// The quintic's coefficients: steepest at 0 among those that keep the result in range after five rounds.
-const A: f64 = 3.4445;
-const B: f64 = -4.7750;
-const C: f64 = 2.0315;
-const ROUNDS: usize = 5;
+pub(super) const A: f64 = 3.4445;
+pub(super) const B: f64 = -4.7750;
+pub(super) const C: f64 = 2.0315;
+pub(super) const ROUNDS: usize = 5;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,74 @@
+// Cross-entropy over rows of logits, and its gradient: l = cap(z), loss_n = log sum exp l_n - l_n[target_n],
+// dz = scale (softmax(l) - onehot) (1 - (l / cap)^2).
+//
+//   loss     [N]     f32, =; 0 where the target is ignored, NaN where it is neither that nor below V
+//   dlogits  [N, V]  f32 or bf16, =, or null; zeros where the target is ignored; f32 may be logits
+//   logits   [N, V]  f32, before the soft-cap;  targets [N] u32;  cap 0: none
+// Saves nothing: the gradient is formed at once. Grid: N blocks of 256 threads, 256 bytes of shared memory; any size.
+// Reads the logits twice (the second time mostly from L2), writes them once.
+// Learnt from: llm.c (fused classifier), Liger Kernel (gradient in the forward pass).
+#include "common/reduce.cuh"
+#include "common/vector.cuh"
+
+constexpr u32 THREADS = 256;
+constexpr u32 IGNORE = 0xffffffffu;
+
+// A maximum and the sum of exp(x - maximum) so far.
+struct Softmax {
+    float peak, sum;
+};
+
+__device__ __forceinline__ Softmax join(Softmax a, Softmax b) {
+    const float peak = fmaxf(a.peak, b.peak);
+    return {peak, a.sum * expf(a.peak - peak) + b.sum * expf(b.peak - peak)};
+}
+
+__device__ __forceinline__ float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
+
+template <typename E>
+__device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float* glogits, const u32* gtargets, float cap, float scale,
+                                         u32 v) {
+    __shared__ Softmax s[THREADS / WARP];
+    const float* z = glogits + static_cast<u64>(blockIdx.x) * v;
+    const u32 target = gtargets[blockIdx.x];
+    // Finite, so that nobody subtracts infinities; below every finite logit.
+    Softmax row = {-3.402823466e38f, 0.0f};
+    for (u32 i = threadIdx.x; i < v; i += THREADS) {
+        row = join(row, {capped(z[i], cap), 1.0f});
+    }
+#pragma unroll
+    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
+        row = join(row, {__shfl_xor_sync(ALL_LANES, row.peak, mask), __shfl_xor_sync(ALL_LANES, row.sum, mask)});
+    }
+    if (threadIdx.x % WARP == 0) {
+        s[threadIdx.x / WARP] = row;
+    }
+    const float at_target = target < v ? capped(z[target], cap) : __uint_as_float(0x7fffffffu);
+    __syncthreads();  // every warp's part is there; the target's logit is read before it may be overwritten
+    row = s[0];
+#pragma unroll
+    for (u32 warp = 1; warp < THREADS / WARP; warp++) {
+        row = join(row, s[warp]);
+    }
+    if (threadIdx.x == 0) {
+        gloss[blockIdx.x] = target == IGNORE ? 0.0f : logf(row.sum) + row.peak - at_target;
+    }
+    if (gdlogits == nullptr) {
+        return;
+    }
+    E* dz = gdlogits + static_cast<u64>(blockIdx.x) * v;
+    const float factor = target == IGNORE ? 0.0f : scale / row.sum;
+    for (u32 i = threadIdx.x; i < v; i += THREADS) {
+        const float l = capped(z[i], cap), ratio = cap == 0.0f ? 0.0f : l / cap;
+        const float d = expf(l - row.peak) * factor - (i == target ? scale : 0.0f);
+        store(dz + i, target == IGNORE ? 0.0f : d * (1.0f - ratio * ratio));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* dlogits, const float* logits, const u32* targets, float cap, float scale, u32 v) {
+    loss_row(loss, dlogits, logits, targets, cap, scale, v);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, bf16* dlogits, const float* logits, const u32* targets, float cap, float scale, u32 v) {
+    loss_row(loss, dlogits, logits, targets, cap, scale, v);
+}
