@@ -49,8 +49,13 @@ impl<'a> Cluster<'a> {
         instr: &'a Instr,
     ) -> Result<After> {
         match &instr.op {
-            Op::Rare(_) | Op::Carry(_) | Op::Approximate(..) | Op::Convert(..) | Op::Pack(..) | Op::Unpack(..) => {
+            Op::Rare(_) | Op::Carry(_) | Op::Approximate(..) | Op::Convert(..) | Op::Video(..) => {
                 self.slow(warp, site.mask, &instr.op)
+            }
+            Op::Pack(..) | Op::Unpack(..) | Op::MovePair(..) => self.moves(warp, site.mask, &instr.op),
+            Op::SpecialPredicate(special, p) => {
+                let value = if self.special(warp, *special).0[0] != 0 { u32::MAX } else { 0 };
+                write_predicate(&mut warp.regs, *p, value, site.mask);
             }
             Op::Special(special, d) => {
                 let value = self.special(warp, *special);
@@ -207,18 +212,34 @@ impl<'a> Cluster<'a> {
                     self.write(warp, *d, lane, if *half { value & 0xffff } else { value });
                 }
             }
-            Op::Pack(d, parts) => {
-                let wide = matches!(d, AnyDst::Wide(_));
-                let bits = if wide { 64 } else { 32 } / parts.len() as u32;
+            Op::Video(video, d, sources) => {
+                for lane in each(active) {
+                    let [a, b, c] = sources.map(|source| program.source32(&warp.regs, source).0[lane]);
+                    warp.regs.narrow[*d as usize].0[lane] = video.apply(a, b, c);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// `mov` between registers of different widths.
+    fn moves(&mut self, warp: &mut Warp, active: u32, op: &Op) {
+        let program = &self.launch.program;
+        match op {
+            Op::Pack(d, parts, bits) => {
                 for lane in each(active) {
                     let field = |part: &AnySrc| program.lane(&warp.regs, *part, lane) & ((1 << bits) - 1);
                     let value = parts.iter().rev().fold(0, |all, part| all << bits | field(part));
                     self.write(warp, *d, lane, value);
                 }
             }
-            Op::Unpack(parts, a) => {
-                let wide = matches!(a, AnySrc::Wide(_));
-                let bits = if wide { 64 } else { 32 } / parts.len() as u32;
+            Op::MovePair(to, from) => {
+                for lane in each(active) {
+                    let values = from.map(|source| program.lane(&warp.regs, source, lane));
+                    to.iter().zip(values).for_each(|(d, value)| self.write(warp, *d, lane, value));
+                }
+            }
+            Op::Unpack(parts, a, bits) => {
                 for lane in each(active) {
                     let value = program.lane(&warp.regs, *a, lane);
                     for (place, part) in parts.iter().enumerate() {
@@ -280,7 +301,7 @@ impl<'a> Cluster<'a> {
             Special::Nwarpid => 64,
             Special::Smid => self.number % 132,
             Special::Nsmid => 132,
-            Special::Gridid => 0,
+            Special::Gridid | Special::Zero => 0,
             Special::Clock | Special::GlobaltimerLow => warp.executed as u32,
             Special::ClockHigh | Special::GlobaltimerHigh => (warp.executed >> 32) as u32,
             Special::DynamicSharedBytes => self.launch.dynamic_bytes,

@@ -15,6 +15,8 @@ const REGISTERS_MAX: usize = 1 << 17;
 #[derive(Clone, Copy)]
 enum Symbol {
     Register(RegisterId),
+    /// Two registers of 64 bits that a `.b128` register is made of: this one and the next.
+    Pair(RegisterId),
     Variable(u32),
 }
 
@@ -167,6 +169,12 @@ impl<'a> Body<'_, 'a> {
             return Err(self.parser.error(line, format!("more than {REGISTERS_MAX} registers")));
         }
         let register = RegisterId(self.function.registers.len() as u32);
+        if ty == Type::B128 {
+            for half in ["low", "high"] {
+                self.function.registers.push(Register { name: format!("{name}.{half}"), ty: Type::B64 });
+            }
+            return self.declare(name, Symbol::Pair(register), line);
+        }
         self.function.registers.push(Register { name: name.clone(), ty });
         self.declare(name, Symbol::Register(register), line)
     }
@@ -348,6 +356,10 @@ impl<'a> Body<'_, 'a> {
         }
         match self.lookup(name) {
             Some(Symbol::Register(register)) => return Ok(Operand::Register { register, negated: false }),
+            Some(Symbol::Pair(low)) => {
+                let half = |by: u32| Operand::Register { register: RegisterId(low.0 + by), negated: false };
+                return Ok(Operand::Vector(vec![half(0), half(1)]));
+            }
             Some(Symbol::Variable(index)) => {
                 let offset = self.offset()?;
                 return Ok(Operand::Variable(VariableId::Function(index), offset));
@@ -399,6 +411,7 @@ impl<'a> Body<'_, 'a> {
                 let base = match self.lookup(name) {
                     Some(Symbol::Register(register)) => Base::Register(register),
                     Some(Symbol::Variable(index)) => Base::Variable(VariableId::Function(index)),
+                    Some(Symbol::Pair(_)) => return Err(self.parser.error(line, format!("{name} is no address"))),
                     None => match module_variable(self.parser, name) {
                         Some(variable) => Base::Variable(variable),
                         None => return Err(self.parser.error(line, format!("unknown name {name}"))),

@@ -9,6 +9,7 @@ use crate::scalar::convert::Convert;
 use crate::scalar::lanes::{
     Compare32, Compare64, D1, D2, D3, F1, F2, F3, Narrow1, Rare, Shift64, Widen1, Widen2, Widen3,
 };
+use crate::scalar::video::Video;
 use crate::units::approx::Approximate;
 
 pub use super::operand::*;
@@ -88,6 +89,8 @@ pub enum Special {
     IsExplicitCluster,
     GlobaltimerLow,
     GlobaltimerHigh,
+    /// Counters, environment and graph handles that nobody has set.
+    Zero,
 }
 
 /// Operations on predicates.
@@ -386,6 +389,8 @@ pub enum Op {
     Narrow1(Narrow1, Dst, Src64),
     /// Any rare arithmetic.
     Rare(Box<RareOp>),
+    /// SIMD video instruction: result, sources.
+    Video(Video, Dst, [Src; 3]),
     /// Addition with carry.
     Carry(Box<Carry>),
     /// Approximate function: result, sources, `.ftz`.
@@ -402,12 +407,16 @@ pub enum Op {
     Select64(Dst, Src64, Src64, PredSrc),
     /// Logic of predicates.
     Predicate(PredOp, u16, PredSrc, PredSrc),
-    /// `mov` of several 16-bit registers to one of 32 or 64.
-    Pack(AnyDst, Vec<AnySrc>),
+    /// `mov` of several registers to a wider one; last: bits of each.
+    Pack(AnyDst, Vec<AnySrc>, u32),
     /// The opposite.
-    Unpack(Vec<AnyDst>, AnySrc),
+    Unpack(Vec<AnyDst>, AnySrc, u32),
+    /// `mov.b128`: both halves.
+    MovePair([AnyDst; 2], [AnySrc; 2]),
     /// Special register of 32 bits.
     Special(Special, Dst),
+    /// Special register that is a predicate: `%is_explicit_cluster`.
+    SpecialPredicate(Special, u16),
     /// Special register of 64 bits, or a 32-bit one into a 64-bit register.
     Special64(Special, Dst),
     /// Address of a variable of the CTA or the frame.

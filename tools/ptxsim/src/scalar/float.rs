@@ -1,5 +1,6 @@
 //! `f32` and `f64` arithmetic: a table row per opcode, in every combination of `.ftz` and `.sat`.
 
+use super::exact;
 use super::lanes::{D1, D2, D3, F1, F2, F3, Rare};
 use super::round::{F32, Rounding, canonical, canonical64, flush, narrow, odd, saturate, two_sum};
 
@@ -98,32 +99,38 @@ pub fn ternary32(opcode: &str, ftz: bool, sat: bool) -> Option<F3> {
     })
 }
 
-/// An exact result as high and low part, rounded by `mode`, then `.ftz` and `.sat`.
-fn directed(high: f64, low: f64, mode: Rounding, ftz: bool, sat: bool) -> u64 {
-    let exact = odd(high, low);
-    let mut bits = narrow(exact, F32, mode);
-    // A sum of exactly zero from unequal signs is -0 when rounding down.
-    if exact == 0.0 && mode == Rounding::Down && high.to_bits() == 0 {
+/// An exact result: the nearest `f64`, what is missing (or its sign), and whether it is a zero of unequal signs.
+type Exactly = (f64, f64, bool);
+
+/// An exact result, rounded by `mode`, then `.ftz` and `.sat`.
+fn directed((high, low, cancelled): Exactly, mode: Rounding, ftz: bool, sat: bool) -> u64 {
+    let mut bits = narrow(odd(high, low), F32, mode);
+    if cancelled && mode == Rounding::Down {
         bits = 0x8000_0000;
     }
     let bits = if ftz { flush(bits) } else { bits };
     (if sat { saturate(bits) } else { bits }) as u64
 }
 
+fn sum(a: f64, b: f64) -> Exactly {
+    let (high, low) = two_sum(a, b);
+    (high, low, high == 0.0 && a.is_sign_negative() != b.is_sign_negative())
+}
+
 fn value(bits: u64, ftz: bool) -> f64 {
     f32::from_bits(if ftz { flush(bits as u32) } else { bits as u32 }) as f64
 }
 
-fn quotient(a: f64, b: f64) -> (f64, f64) {
+fn quotient(a: f64, b: f64) -> Exactly {
     let q = a / b;
     // The remainder's sign, against the divisor's, tells on which side of `q` the exact quotient lies.
     let rest = (-q).mul_add(b, a);
-    (q, if b < 0.0 { -rest } else { rest })
+    (q, if b < 0.0 { -rest } else { rest }, false)
 }
 
-fn root(a: f64) -> (f64, f64) {
+fn root(a: f64) -> Exactly {
     let r = a.sqrt();
-    (r, (-r).mul_add(r, a))
+    (r, (-r).mul_add(r, a), false)
 }
 
 /// One function per rounding mode, `.ftz` and `.sat`, as the rare loop needs plain functions.
@@ -131,22 +138,19 @@ macro_rules! directed_row {
     (@one $m:ident $f:literal $s:literal; $e:expr; $a:ident) => {
         |[a, ..]: [u64; 4]| {
             let $a = value(a, $f);
-            let (high, low) = $e;
-            directed(high, low, Rounding::$m, $f, $s)
+            directed($e, Rounding::$m, $f, $s)
         }
     };
     (@one $m:ident $f:literal $s:literal; $e:expr; $a:ident $b:ident) => {
         |[a, b, ..]: [u64; 4]| {
             let ($a, $b) = (value(a, $f), value(b, $f));
-            let (high, low) = $e;
-            directed(high, low, Rounding::$m, $f, $s)
+            directed($e, Rounding::$m, $f, $s)
         }
     };
     (@one $m:ident $f:literal $s:literal; $e:expr; $a:ident $b:ident $c:ident) => {
         |[a, b, c, _]: [u64; 4]| {
             let ($a, $b, $c) = (value(a, $f), value(b, $f), value(c, $f));
-            let (high, low) = $e;
-            directed(high, low, Rounding::$m, $f, $s)
+            directed($e, Rounding::$m, $f, $s)
         }
     };
     ($mode:expr, $ftz:expr, $sat:expr; |$($x:ident),+| $e:expr) => {
@@ -171,10 +175,10 @@ macro_rules! directed_row {
 /// `f32` forms with `.rz`, `.rm` or `.rp`, with the number of sources.
 pub fn directed32(opcode: &str, mode: Rounding, ftz: bool, sat: bool) -> Option<(Rare, usize)> {
     Some(match opcode {
-        "add" => (directed_row!(mode, ftz, sat; |a, b| two_sum(a, b)), 2),
-        "sub" => (directed_row!(mode, ftz, sat; |a, b| two_sum(a, -b)), 2),
-        "mul" => (directed_row!(mode, ftz, sat; |a, b| (a * b, 0.0)), 2),
-        "fma" => (directed_row!(mode, ftz, sat; |a, b, c| two_sum(a * b, c)), 3),
+        "add" => (directed_row!(mode, ftz, sat; |a, b| sum(a, b)), 2),
+        "sub" => (directed_row!(mode, ftz, sat; |a, b| sum(a, -b)), 2),
+        "mul" => (directed_row!(mode, ftz, sat; |a, b| (a * b, 0.0, false)), 2),
+        "fma" => (directed_row!(mode, ftz, sat; |a, b, c| sum(a * b, c)), 3),
         "div" => (directed_row!(mode, ftz, sat; |a, b| quotient(a, b)), 2),
         "rcp" => (directed_row!(mode, ftz, sat; |a| quotient(1.0, a)), 1),
         "sqrt" => (directed_row!(mode, ftz, sat; |a| root(a)), 1),
@@ -241,57 +245,45 @@ pub fn ternary64(opcode: &str) -> Option<D3> {
     })
 }
 
-/// Moves an `f64` to its neighbour where the exact result lies beyond it in the direction of `mode`.
-fn directed64(high: f64, low: f64, mode: Rounding) -> u64 {
-    if !high.is_finite() || low == 0.0 {
-        return canonical64(high);
-    }
-    let step_up = low > 0.0 && (mode == Rounding::Up || (mode == Rounding::Zero && high < 0.0));
-    let step_down = low < 0.0 && (mode == Rounding::Down || (mode == Rounding::Zero && high > 0.0));
-    let result = if step_up {
-        high.next_up()
-    } else if step_down {
-        high.next_down()
-    } else {
-        high
-    };
-    result.to_bits()
-}
-
-fn product64(a: f64, b: f64) -> (f64, f64) {
-    let p = a * b;
-    (p, a.mul_add(b, -p))
-}
-
 macro_rules! directed64_row {
-    ($mode:expr; $e:expr) => {
+    ($mode:expr; |$($x:ident),+| $f:ident($($arg:expr),+)) => {
         match $mode {
-            Rounding::Zero => |[a, b, ..]: [u64; 4]| {
-                let (h, l) = $e(f64::from_bits(a), f64::from_bits(b));
-                directed64(h, l, Rounding::Zero)
-            },
-            Rounding::Down => |[a, b, ..]: [u64; 4]| {
-                let (h, l) = $e(f64::from_bits(a), f64::from_bits(b));
-                directed64(h, l, Rounding::Down)
-            },
-            Rounding::Up => |[a, b, ..]: [u64; 4]| {
-                let (h, l) = $e(f64::from_bits(a), f64::from_bits(b));
-                directed64(h, l, Rounding::Up)
-            },
+            Rounding::Zero => directed64_row!(@one Zero; $($x)+; $f($($arg),+)),
+            Rounding::Down => directed64_row!(@one Down; $($x)+; $f($($arg),+)),
+            Rounding::Up => directed64_row!(@one Up; $($x)+; $f($($arg),+)),
             _ => return None,
+        }
+    };
+    (@one $m:ident; $a:ident; $f:ident($($arg:expr),+)) => {
+        |[$a, ..]: [u64; 4]| {
+            let $a = f64::from_bits($a);
+            exact::$f($($arg,)+ Rounding::$m)
+        }
+    };
+    (@one $m:ident; $a:ident $b:ident; $f:ident($($arg:expr),+)) => {
+        |[$a, $b, ..]: [u64; 4]| {
+            let ($a, $b) = (f64::from_bits($a), f64::from_bits($b));
+            exact::$f($($arg,)+ Rounding::$m)
+        }
+    };
+    (@one $m:ident; $a:ident $b:ident $c:ident; $f:ident($($arg:expr),+)) => {
+        |[$a, $b, $c, _]: [u64; 4]| {
+            let ($a, $b, $c) = (f64::from_bits($a), f64::from_bits($b), f64::from_bits($c));
+            exact::$f($($arg,)+ Rounding::$m)
         }
     };
 }
 
-/// `f64` forms with `.rz`, `.rm` or `.rp`, with the number of sources. (Products that underflow are rounded to nearest.)
+/// `f64` forms with `.rz`, `.rm` or `.rp`, with the number of sources.
 pub fn directed_double(opcode: &str, mode: Rounding) -> Option<(Rare, usize)> {
     Some(match opcode {
-        "add" => (directed64_row!(mode; two_sum), 2),
-        "sub" => (directed64_row!(mode; |a: f64, b: f64| two_sum(a, -b)), 2),
-        "mul" => (directed64_row!(mode; product64), 2),
-        "div" => (directed64_row!(mode; quotient), 2),
-        "rcp" => (directed64_row!(mode; |a: f64, _: f64| quotient(1.0, a)), 1),
-        "sqrt" => (directed64_row!(mode; |a: f64, _: f64| root(a)), 1),
+        "add" => (directed64_row!(mode; |a, b| add(a, b)), 2),
+        "sub" => (directed64_row!(mode; |a, b| add(a, -b)), 2),
+        "mul" => (directed64_row!(mode; |a, b| mul(a, b)), 2),
+        "fma" => (directed64_row!(mode; |a, b, c| fma(a, b, c)), 3),
+        "div" => (directed64_row!(mode; |a, b| div(a, b)), 2),
+        "rcp" => (directed64_row!(mode; |a| div(1.0, a)), 1),
+        "sqrt" => (directed64_row!(mode; |a| sqrt(a)), 1),
         _ => return None,
     })
 }

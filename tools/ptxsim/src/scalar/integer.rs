@@ -15,6 +15,20 @@ fn low16(value: i32) -> u32 {
     value as u32 & 0xffff
 }
 
+fn product24(a: u32, b: u32) -> u64 {
+    (a & 0xff_ffff) as u64 * (b & 0xff_ffff) as u64
+}
+
+fn signed_product24(a: u32, b: u32) -> i64 {
+    ((s(a) << 8) >> 8) as i64 * ((s(b) << 8) >> 8) as i64
+}
+
+/// A function of both halves of two words.
+#[inline(always)]
+fn halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
+    f(a as u16, b as u16) as u32 | (f((a >> 16) as u16, (b >> 16) as u16) as u32) << 16
+}
+
 /// Forms with one 32-bit or 16-bit source.
 pub fn unary32(opcode: &str, ty: Type) -> Option<F1> {
     use Type::*;
@@ -59,6 +73,8 @@ pub fn binary32(opcode: &str, ty: Type) -> Option<F2> {
         ("mul.hi", U16) => lanes!(L32; a: L32, b: L32 => (a * b) >> 16),
         ("mul.wide", S16) => lanes!(L32; a: L32, b: L32 => (s16(a) * s16(b)) as u32),
         ("mul.wide", U16) => lanes!(L32; a: L32, b: L32 => a * b),
+        ("mul24.hi", U32) => lanes!(L32; a: L32, b: L32 => (product24(a, b) >> 16) as u32),
+        ("mul24.hi", S32) => lanes!(L32; a: L32, b: L32 => (signed_product24(a, b) >> 16) as u32),
         ("mul24.lo", U32) => lanes!(L32; a: L32, b: L32 => (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff)),
         ("mul24.lo", S32) => lanes!(L32; a: L32, b: L32 => ((s(a) << 8) >> 8).wrapping_mul((s(b) << 8) >> 8) as u32),
         // Division by zero: the ISA leaves it open; hardware gives all ones (and the dividend as remainder).
@@ -74,6 +90,17 @@ pub fn binary32(opcode: &str, ty: Type) -> Option<F2> {
         ("max", S32) => lanes!(L32; a: L32, b: L32 => s(a).max(s(b)) as u32),
         ("max", U32 | U16) => lanes!(L32; a: L32, b: L32 => a.max(b)),
         ("max", S16) => lanes!(L32; a: L32, b: L32 => low16(s16(a).max(s16(b)))),
+        ("add", S16x2 | U16x2) => lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| x.wrapping_add(y))),
+        ("min", S16x2) => lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| (x as i16).min(y as i16) as u16)),
+        ("max", S16x2) => lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| (x as i16).max(y as i16) as u16)),
+        ("min", U16x2) => lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| x.min(y))),
+        ("max", U16x2) => lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| x.max(y))),
+        ("min.relu", S16x2) => {
+            lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| (x as i16).min(y as i16).max(0) as u16))
+        }
+        ("max.relu", S16x2) => {
+            lanes!(L32; a: L32, b: L32 => halves(a, b, |x, y| (x as i16).max(y as i16).max(0) as u16))
+        }
         ("min.relu", S32) => lanes!(L32; a: L32, b: L32 => s(a).min(s(b)).max(0) as u32),
         ("max.relu", S32) => lanes!(L32; a: L32, b: L32 => s(a).max(s(b)).max(0) as u32),
         ("and", B32 | B16) => lanes!(L32; a: L32, b: L32 => a & b),
@@ -92,6 +119,11 @@ pub fn binary32(opcode: &str, ty: Type) -> Option<F2> {
             if start == 32 { 0 } else { ones << start }
         }),
         ("bmsk.wrap", B32) => lanes!(L32; a: L32, b: L32 => ((1u32 << (b & 31)) - 1) << (a & 31)),
+        ("szext.wrap", U32) => lanes!(L32; a: L32, b: L32 => a & ((1 << (b & 31)) - 1)),
+        ("szext.wrap", S32) => lanes!(L32; a: L32, b: L32 => match b & 31 {
+            0 => 0,
+            b => ((s(a) << (32 - b)) >> (32 - b)) as u32,
+        }),
         ("szext.clamp", U32) => lanes!(L32; a: L32, b: L32 => if b >= 32 { a } else { a & ((1 << b) - 1) }),
         ("szext.clamp", S32) => lanes!(L32; a: L32, b: L32 => match b {
             0 => 0,
@@ -116,6 +148,17 @@ pub fn ternary32(opcode: &str, ty: Type) -> Option<F3> {
         }
         ("mad.wide", S16) => lanes!(L32; a: L32, b: L32, c: L32 => ((s16(a) * s16(b)) as u32).wrapping_add(c)),
         ("mad.wide", U16) => lanes!(L32; a: L32, b: L32, c: L32 => (a * b).wrapping_add(c)),
+        ("mad.hi", S16) => lanes!(L32; a: L32, b: L32, c: L32 => low16(((s16(a) * s16(b)) >> 16).wrapping_add(s16(c)))),
+        ("mad.hi", U16) => lanes!(L32; a: L32, b: L32, c: L32 => ((a * b) >> 16).wrapping_add(c) & 0xffff),
+        ("mad.hi.sat", S32) => {
+            lanes!(L32; a: L32, b: L32, c: L32 => (((s(a) as i64 * s(b) as i64) >> 32) as i32).saturating_add(s(c)) as u32)
+        }
+        ("mad24.hi", U32) => lanes!(L32; a: L32, b: L32, c: L32 =>
+            ((product24(a, b) >> 16) as u32).wrapping_add(c)),
+        ("mad24.hi", S32) => lanes!(L32; a: L32, b: L32, c: L32 =>
+            ((signed_product24(a, b) >> 16) as u32).wrapping_add(c)),
+        ("mad24.hi.sat", S32) => lanes!(L32; a: L32, b: L32, c: L32 =>
+            ((signed_product24(a, b) >> 16) as i32).saturating_add(s(c)) as u32),
         ("mad24.lo", U32) => {
             lanes!(L32; a: L32, b: L32, c: L32 => (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff).wrapping_add(c))
         }
@@ -123,6 +166,8 @@ pub fn ternary32(opcode: &str, ty: Type) -> Option<F3> {
             (((s(a) << 8) >> 8).wrapping_mul((s(b) << 8) >> 8) as u32).wrapping_add(c)),
         ("sad", S32) => lanes!(L32; a: L32, b: L32, c: L32 => s(a).abs_diff(s(b)).wrapping_add(c)),
         ("sad", U32) => lanes!(L32; a: L32, b: L32, c: L32 => a.abs_diff(b).wrapping_add(c)),
+        ("sad", S16) => lanes!(L32; a: L32, b: L32, c: L32 => (s16(a).abs_diff(s16(b)) + c) & 0xffff),
+        ("sad", U16) => lanes!(L32; a: L32, b: L32, c: L32 => (a.abs_diff(b) + c) & 0xffff),
         ("shf.l.wrap", B32) => lanes!(L32; a: L32, b: L32, c: L32 => {
             ((((b as u64) << 32) | a as u64) << (c & 31) >> 32) as u32
         }),
@@ -258,6 +303,10 @@ pub fn binary64(opcode: &str, ty: Type) -> Option<D2> {
 pub fn ternary64(opcode: &str, ty: Type) -> Option<D3> {
     use Type::*;
     Some(match (opcode, ty) {
+        ("sad", S64) => {
+            lanes!(L64; a: L64, b: L64, c: L64 => (a as i64).abs_diff(b as i64).wrapping_add(c))
+        }
+        ("sad", U64) => lanes!(L64; a: L64, b: L64, c: L64 => a.abs_diff(b).wrapping_add(c)),
         ("mad.lo", S64 | U64) => lanes!(L64; a: L64, b: L64, c: L64 => a.wrapping_mul(b).wrapping_add(c)),
         ("mad.hi", U64) => {
             lanes!(L64; a: L64, b: L64, c: L64 => (((a as u128 * b as u128) >> 64) as u64).wrapping_add(c))
@@ -318,6 +367,10 @@ pub fn rare(opcode: &str, ty: Type) -> Option<(Rare, usize)> {
         ("lop3", B32) => (|[a, b, c, table]| logic3(a as u32, b as u32, c as u32, table as u32) as u64, 4),
         ("fns", B32) => (|[mask, base, offset, _]| nth_set(mask as u32, base as u32, offset as i32) as u64, 3),
         ("dp2a.lo.u32", U32) => (|[a, b, c, _]| dot2(a, b as u32, c as u32, false, false) as u64, 3),
+        ("dp2a.lo.u32", S32) => (|[a, b, c, _]| dot2(a, b as u32, c as u32, false, true) as u64, 3),
+        ("dp2a.lo.s32", U32) => (|[a, b, c, _]| dot2(a, b as u32, c as u32, true, false) as u64, 3),
+        ("dp2a.hi.u32", S32) => (|[a, b, c, _]| dot2(a, b as u32 >> 16, c as u32, false, true) as u64, 3),
+        ("dp2a.hi.s32", U32) => (|[a, b, c, _]| dot2(a, b as u32 >> 16, c as u32, true, false) as u64, 3),
         ("dp2a.lo.s32", S32) => (|[a, b, c, _]| dot2(a, b as u32, c as u32, true, true) as u64, 3),
         ("dp2a.hi.u32", U32) => (|[a, b, c, _]| dot2(a, b as u32 >> 16, c as u32, false, false) as u64, 3),
         ("dp2a.hi.s32", S32) => (|[a, b, c, _]| dot2(a, b as u32 >> 16, c as u32, true, true) as u64, 3),

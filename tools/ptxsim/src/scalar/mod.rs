@@ -4,7 +4,10 @@
 pub mod lanes;
 pub mod round;
 pub mod integer;
+pub mod exact;
 pub mod float;
 pub mod half;
 pub mod compare;
 pub mod convert;
+pub mod fp8;
+pub mod video;

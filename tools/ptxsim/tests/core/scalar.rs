@@ -175,3 +175,24 @@ fn approximations_are_ideal_or_inside_their_bound() {
         }
     }
 }
+
+#[test]
+fn a_zero_is_negative_only_where_signs_cancel_downward() {
+    // Words of both signs, and zeros.
+    let input: Vec<u32> = (0..256u32)
+        .map(|i| if i % 4 == 0 { (i % 8 / 4) << 31 } else { (i * 0x0101_0101) & 0x807f_ffff | 0x3f80_0000 })
+        .collect();
+    for (form, expected) in [
+        ("add.rm.f32 %f1, %f0, %f2;", 0x8000_0000),
+        ("add.rp.f32 %f1, %f0, %f2;", 0),
+        ("fma.rm.f32 %f1, %f0, 0f3F800000, %f2;", 0x8000_0000),
+    ] {
+        let output = map(&format!("mov.b32 %f0, %r0; neg.f32 %f2, %f0; {form} mov.b32 %r1, %f1;"), &input);
+        assert!(output.iter().all(|word| *word == expected), "{form}: {output:x?}");
+    }
+    // No sum, no cancellation.
+    for (form, expected) in [("mul.rm.f32 %f1, %f0, 0f00000000;", 0), ("add.rm.f32 %f1, 0f00000000, 0f00000000;", 0)] {
+        let output = map(&format!("mov.b32 %f0, %r0; abs.f32 %f0, %f0; {form} mov.b32 %r1, %f1;"), &input);
+        assert!(output.iter().all(|word| *word == expected), "{form}: {output:x?}");
+    }
+}

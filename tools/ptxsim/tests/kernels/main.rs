@@ -6,6 +6,8 @@ mod fuzz;
 mod gpu;
 mod forms;
 mod integer;
+mod intrinsics;
+mod rounded;
 mod elementwise;
 mod rowwise;
 mod blockwise;

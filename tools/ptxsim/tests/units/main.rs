@@ -7,6 +7,7 @@ mod card;
 mod tensor_core;
 mod fast_mma;
 mod rounding;
+mod exact;
 mod approx;
 mod fragment;
 mod descriptor;

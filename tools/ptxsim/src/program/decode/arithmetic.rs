@@ -10,6 +10,7 @@ use crate::program::op::{
 use crate::scalar::half::Shape;
 use crate::scalar::lanes::Rare;
 use crate::scalar::round::Rounding;
+use crate::scalar::video::{Video, VideoOp};
 use crate::scalar::{compare, float, half, integer};
 use crate::units::approx::Approximate;
 
@@ -26,6 +27,7 @@ impl<'a> Decoder<'a> {
             "testp" => return self.testp(form),
             "addc" | "subc" | "madc" => return self.carry(form),
             "dp4a" | "dp2a" => return self.dot(form),
+            name if name.starts_with('v') => return self.video(form),
             _ => {}
         }
         if form.has("cc") {
@@ -294,6 +296,27 @@ impl<'a> Decoder<'a> {
         }
         self.expect_operands(form, 4..=4)?;
         self.integer_ternary(form, &name, b, false)
+    }
+
+    /// SIMD video instructions; the scalar ones select parts of registers in a syntax that nvcc never writes.
+    fn video(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
+        let Some((name, bits)) = [("2", 16), ("4", 8)].iter().find_map(|(suffix, bits)| {
+            let name = form.opcode().strip_suffix(suffix)?;
+            Some((name, *bits))
+        }) else {
+            return Ok(None);
+        };
+        let (Some(op), [d, a, b]) = (VideoOp::parse(name), &form.types()[..]) else { return Ok(None) };
+        let signed = [d, a, b].map(|ty| ty.signed());
+        let video = Video { op, bits, signed, saturate: form.take("sat"), accumulate: form.take("add") };
+        if [d, a, b].iter().any(|ty| !matches!(ty, Type::U32 | Type::S32)) || video.saturate && video.accumulate {
+            return Ok(None);
+        }
+        self.expect_operands(form, 4..=4)?;
+        let [d, a, b, c] = form.operands() else { return Ok(None) };
+        let sources =
+            [self.src32(form, a, Type::U32)?, self.src32(form, b, Type::U32)?, self.src32(form, c, Type::U32)?];
+        Ok(Some(Op::Video(video, self.dst32(form, d)?, sources)))
     }
 
     fn carry(&mut self, form: &mut Form<'a>) -> Decoded<Op> {

@@ -97,6 +97,15 @@ impl<'a> Decoder<'a> {
         (elements.len() == count).then_some(elements)
     }
 
+    /// The same; the two registers that one of 128 bits is made of are elements of 64.
+    fn typed_elements(form: &mut Form<'a>, ty: Type, operand: &'a Operand) -> Option<(Type, &'a [Operand])> {
+        match (ty, operand) {
+            (Type::B128, Operand::Vector(halves)) if halves.len() == 2 => Some((Type::B64, halves)),
+            (Type::B128, _) => None,
+            _ => Self::elements(form, operand).map(|elements| (ty, elements)),
+        }
+    }
+
     fn load_store(&mut self, form: &mut Form<'a>, store: bool) -> Decoded<Op> {
         let (value, place) = if store { (1, 0) } else { (0, 1) };
         // A cache policy may follow; it changes nothing here.
@@ -110,10 +119,10 @@ impl<'a> Decoder<'a> {
         let Some((space, address)) = self.location(form, &form.operands()[place])? else { return Ok(None) };
         let types = form.types();
         let [ty] = types[..] else { return Ok(None) };
-        if matches!(ty, Type::Pred | Type::B128 | Type::Tf32) {
+        if matches!(ty, Type::Pred | Type::Tf32) {
             return Ok(None);
         }
-        let Some(elements) = Self::elements(form, &form.operands()[value]) else { return Ok(None) };
+        let Some((ty, elements)) = Self::typed_elements(form, ty, &form.operands()[value]) else { return Ok(None) };
         if ty.bytes() as usize * elements.len() > 16 {
             return Ok(None);
         }
