@@ -49,6 +49,10 @@ pub const LOCAL_SPAN: u64 = 1 << 24;
 pub const PARAM_WINDOW: u64 = 0x0000_7F30_0000_0000;
 /// Bytes of the parameter window.
 pub const PARAM_SPAN: u64 = 1 << 16;
+/// Where blocks of device-side `malloc` lie.
+pub const DEVICE_HEAP: u64 = 0x0000_6000_0000_0000;
+/// Addresses of functions, as pointers to them hold them; no memory lies there.
+pub const FUNCTION_WINDOW: u64 = 0x0000_7F40_0000_0000;
 /// Bytes before and after every allocation that belong to nobody.
 pub const RED_ZONE_BYTES: u64 = 256;
 

@@ -201,27 +201,54 @@ impl Device {
     /// [`Error::Launch`] for wrong arguments or geometry, [`Error::Execution`] when it traps or breaks a rule whose checker
     /// is off.
     pub fn launch(&self, function: &Function, geometry: &Geometry, args: &[Arg], options: &Options) -> Result<Outcome> {
-        let program = &function.program;
-        let refuse = |message: String| Err(Error::Launch { kernel: program.name.clone(), message });
-        if args.len() != program.params.len() {
-            return refuse(format!("{} arguments for {} parameters", args.len(), program.params.len()));
-        }
-        let mut bank = vec![0; program.param_bytes as usize];
-        for (index, (arg, param)) in args.iter().zip(&program.params).enumerate() {
-            let bytes = arg.bytes();
-            if bytes.len() != param.bytes as usize {
-                let (given, wanted) = (bytes.len(), param.bytes);
-                return refuse(format!("argument {index} has {given} bytes, parameter {} has {wanted}", param.name));
-            }
-            bank[param.offset as usize..param.offset as usize + bytes.len()].copy_from_slice(&bytes);
-        }
-        launch::run(program, &self.memory, geometry, bank, options)
+        let bank = parameter_bank(&function.program, args)?;
+        launch::run(&function.program, &self.memory, geometry, bank, options, 0)
+    }
+
+    /// Runs a kernel all of whose CTAs are on the device at once, so that `grid.sync()` may be used.
+    ///
+    /// # Errors
+    /// As [`Device::launch`], and for a grid that the device does not hold at once.
+    pub fn launch_cooperative(
+        &mut self,
+        function: &Function,
+        geometry: &Geometry,
+        args: &[Arg],
+        options: &Options,
+    ) -> Result<Outcome> {
+        let bank = parameter_bank(&function.program, args)?;
+        let workspace = self.memory.allocate(WORKSPACE_BYTES, "the workspace of a cooperative launch", false)?;
+        self.memory.write(workspace, &[0; WORKSPACE_BYTES as usize])?;
+        let outcome = launch::run(&function.program, &self.memory, geometry, bank, options, workspace);
+        self.memory.free(workspace)?;
+        outcome
     }
 
     /// Where an address lies, in words.
     pub fn describe(&self, address: u64) -> String {
         self.memory.describe(address)
     }
+}
+
+/// Bytes that the driver hands to a cooperative launch.
+const WORKSPACE_BYTES: u64 = 64;
+
+/// The arguments as the kernel finds them.
+fn parameter_bank(program: &Program, args: &[Arg]) -> Result<Vec<u8>> {
+    let refuse = |message: String| Err(Error::Launch { kernel: program.name.clone(), message });
+    if args.len() != program.params.len() {
+        return refuse(format!("{} arguments for {} parameters", args.len(), program.params.len()));
+    }
+    let mut bank = vec![0; program.param_bytes as usize];
+    for (index, (arg, param)) in args.iter().zip(&program.params).enumerate() {
+        let bytes = arg.bytes();
+        if bytes.len() != param.bytes as usize {
+            let (given, wanted) = (bytes.len(), param.bytes);
+            return refuse(format!("argument {index} has {given} bytes, parameter {} has {wanted}", param.name));
+        }
+        bank[param.offset as usize..param.offset as usize + bytes.len()].copy_from_slice(&bytes);
+    }
+    Ok(bank)
 }
 
 impl Module {

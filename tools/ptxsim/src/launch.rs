@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::checker::{CheckerKind, Context, Finding, Findings, LaunchInfo};
-use crate::checkers;
+use crate::checkers::{self, leaks};
 use crate::counters::{Counters, Footprint, Report};
 use crate::error::{Error, Result};
 use crate::exec::{Cluster, Kept, Status};
@@ -61,6 +61,8 @@ pub struct Launch<'a> {
     pub footprint: Footprint,
     /// Which clusters have ended.
     pub turns: Turns,
+    /// Workspace of a cooperative launch, else 0.
+    pub workspace: u64,
 }
 
 /// What a launch gives.
@@ -169,10 +171,17 @@ fn test_geometry(program: &Program, geometry: &Geometry, cluster: [u32; 3]) -> R
     Ok(())
 }
 
-/// Runs a kernel.
+/// CTAs that a device of 132 multiprocessors holds at once: by threads, shared memory, and 32 each.
+fn resident_ctas(info: &LaunchInfo) -> u64 {
+    let by_threads = 2048 / info.threads().next_multiple_of(32);
+    let by_shared = (228 << 10) / (info.shared_bytes + 1024);
+    RESIDENT as u64 * u64::from(by_threads.min(by_shared).clamp(1, 32))
+}
+
+/// Runs a kernel. `workspace`: where the CTAs of a cooperative launch meet, else 0.
 ///
 /// # Errors
-/// [`Error::Launch`] for a geometry the target does not have; [`Error::Execution`] when the kernel traps, or breaks a rule
+/// [`Error::Launch`] for a geometry the target does not have, or a cooperative grid that is too large; [`Error::Execution`] when the kernel traps, or breaks a rule
 /// whose checker is off.
 pub fn run(
     program: &Program,
@@ -180,6 +189,7 @@ pub fn run(
     geometry: &Geometry,
     params: Vec<u8>,
     options: &Options,
+    workspace: u64,
 ) -> Result<Outcome> {
     let cluster = match (geometry.cluster, program.bounds.cluster_required) {
         (Some(given), Some(required)) if given != required => {
@@ -210,12 +220,21 @@ pub fn run(
         kinds: checkers::kinds(&options.checks),
         footprint: Footprint::new(memory.count()),
         turns: Turns::default(),
+        workspace,
     };
     let clusters = geometry.grid.iter().product::<u32>() / launch.info.cluster_ctas();
-    let (mut ended, counters) =
-        if program.cooperative { in_turns(&launch, clusters) } else { in_parallel(&launch, clusters) };
+    let ctas = u64::from(clusters) * u64::from(launch.info.cluster_ctas());
+    if workspace != 0 && ctas > resident_ctas(&launch.info) {
+        let most = resident_ctas(&launch.info);
+        return Err(refuse(program, format!("a cooperative launch of {ctas} CTAs; the device holds {most} at once")));
+    }
+    let blocks_before = memory.heap.count();
+    let (mut ended, counters) = match program.cooperative {
+        true => in_turns(&launch, clusters, if workspace == 0 { RESIDENT } else { usize::MAX }),
+        false => in_parallel(&launch, clusters),
+    };
     ended.sort_by_key(|end| end.number);
-    join(&launch, ended, counters)
+    join(&launch, ended, counters, blocks_before)
 }
 
 /// A cluster that has ended.
@@ -282,12 +301,12 @@ fn in_parallel(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
 }
 
 /// Clusters that may wait for each other: all that a device holds take turns on one thread.
-fn in_turns(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
+fn in_turns(launch: &Launch, clusters: u32, most: usize) -> (Vec<Ended>, Counters) {
     let mut counters = Counters::new(launch.program, launch.options.counters);
     let mut resident: Vec<Cluster> = Vec::new();
     let (mut started, mut done) = (0, Vec::new());
     while started < clusters || !resident.is_empty() {
-        while started < clusters && resident.len() < RESIDENT {
+        while started < clusters && resident.len() < most {
             let counters = Counters::new(launch.program, launch.options.counters);
             resident.push(Cluster::new(launch, started, Kept::new(counters)));
             started += 1;
@@ -311,7 +330,7 @@ fn in_turns(launch: &Launch, clusters: u32) -> (Vec<Ended>, Counters) {
     (done, counters)
 }
 
-fn join(launch: &Launch, ended: Vec<Ended>, counters: Counters) -> Result<Outcome> {
+fn join(launch: &Launch, ended: Vec<Ended>, counters: Counters, blocks_before: usize) -> Result<Outcome> {
     let mut findings = Findings::default();
     let mut residues: Vec<Vec<(u32, Box<dyn Any + Send>)>> = launch.kinds.iter().map(|_| Vec::new()).collect();
     let mut printed = Vec::new();
@@ -328,6 +347,9 @@ fn join(launch: &Launch, ended: Vec<Ended>, counters: Counters) -> Result<Outcom
     let context = Context { launch: &launch.info, cluster: 0, memory: launch.memory };
     for (kind, residues) in launch.kinds.iter().zip(residues) {
         kind.merge(&context, residues, &mut findings);
+    }
+    if launch.options.checks.leaks {
+        leaks::blocks(&launch.info, launch.memory, blocks_before, &mut findings);
     }
     let per_line = launch.options.counters_per_line;
     Ok(Outcome {

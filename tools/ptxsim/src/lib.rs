@@ -14,6 +14,7 @@ pub mod front;
 pub mod scalar;
 pub mod units;
 pub mod memory;
+pub mod heap;
 pub mod program;
 pub mod exec;
 pub mod checkers;

@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::address::{HEAP_BASE, RED_ZONE_BYTES};
+use crate::address::{DEVICE_HEAP, HEAP_BASE, RED_ZONE_BYTES, SHARED_WINDOW};
 use crate::error::{Error, Result};
+use crate::heap::Heap;
 
 /// Alignment of every allocation, as `cudaMalloc` gives.
 const ALIGN: u64 = 512;
@@ -41,6 +42,21 @@ fn zeros(count: u64) -> Box<[AtomicU32]> {
 }
 
 impl Allocation {
+    /// Zeros that count as never written.
+    pub fn new(id: u32, base: u64, bytes: u64, name: &str, constant: bool) -> Allocation {
+        Allocation {
+            id,
+            base,
+            bytes,
+            name: name.to_string(),
+            constant,
+            words: zeros(bytes.div_ceil(8) * 2),
+            written: zeros(bytes.div_ceil(32)),
+            unwritten: AtomicU64::new(bytes),
+            wide: Mutex::new(()),
+        }
+    }
+
     /// The word at a byte offset that is a multiple of 4.
     #[inline(always)]
     pub fn word(&self, offset: u64) -> &AtomicU32 {
@@ -184,6 +200,8 @@ pub(crate) fn span(start: u64, count: u64) -> u32 {
 pub struct GlobalMemory {
     /// In order of addresses; freed ones keep their place without data.
     slots: Vec<Slot>,
+    /// What kernels allocate.
+    pub heap: Heap,
 }
 
 #[derive(Clone, Debug)]
@@ -207,17 +225,7 @@ impl GlobalMemory {
         let end = self.slots.last().map_or(HEAP_BASE, |slot| slot.base + slot.bytes + RED_ZONE_BYTES);
         let base = (end + RED_ZONE_BYTES).next_multiple_of(ALIGN);
         let id = self.slots.len() as u32;
-        let allocation = Allocation {
-            id,
-            base,
-            bytes,
-            name: name.to_string(),
-            constant,
-            words: zeros(bytes.div_ceil(8) * 2),
-            written: zeros(bytes.div_ceil(32)),
-            unwritten: AtomicU64::new(bytes),
-            wide: Mutex::new(()),
-        };
+        let allocation = Allocation::new(id, base, bytes, name, constant);
         self.slots.push(Slot { base, bytes, id, name: name.to_string(), live: Some(Arc::new(allocation)) });
         Ok(base)
     }
@@ -244,6 +252,9 @@ impl GlobalMemory {
     /// The live allocation that holds this byte.
     #[inline]
     pub fn find(&self, address: u64) -> Option<&Arc<Allocation>> {
+        if (DEVICE_HEAP..SHARED_WINDOW).contains(&address) {
+            return self.heap.find(address);
+        }
         let allocation = self.slot(address)?.live.as_ref()?;
         (address - allocation.base < allocation.bytes).then_some(allocation)
     }
@@ -255,6 +266,9 @@ impl GlobalMemory {
 
     /// Where an address lies, as words for a message: "4 bytes after the end of allocation 3 (64 bytes)".
     pub fn describe(&self, address: u64) -> String {
+        if (DEVICE_HEAP..SHARED_WINDOW).contains(&address) {
+            return self.heap.describe(address);
+        }
         let label = |slot: &Slot| match slot.name.as_str() {
             "" => format!("allocation {} ({} bytes)", slot.id, slot.bytes),
             name => format!("{name} ({} bytes)", slot.bytes),

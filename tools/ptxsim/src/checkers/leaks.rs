@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::family;
 use crate::address::{Space, shared_rank};
-use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
+use crate::checker::{Case, Checker, CheckerKind, Context, Findings, LaunchInfo};
 use crate::event::{Agent, AsyncId, AsyncKind, AsyncWait, Event, Interest, MbarrierState, MbarrierStep, Site};
+use crate::memory::GlobalMemory;
 use crate::scalar::lanes::each;
 
 const NAME: &str = "leaks";
@@ -18,6 +19,21 @@ impl CheckerKind for Leaks {
     fn start(&self, context: &Context) -> Box<dyn Checker> {
         let exited = vec![false; context.launch.cluster_ctas() as usize];
         Box::new(Watcher { open: BTreeMap::new(), mbarriers: HashMap::new(), exited })
+    }
+}
+
+/// Blocks that the launch took by `malloc` (those from number `first` on) and did not free.
+pub fn blocks(launch: &LaunchInfo, memory: &GlobalMemory, first: usize, findings: &mut Findings) {
+    for block in memory.heap.live_from(first) {
+        let (cluster, site) = block.by;
+        let context = Context { launch, cluster, memory };
+        findings.report(&context, NAME, "malloc_without_free", (site.pc, None), 1, || Case {
+            site,
+            lane: Some(site.mask.trailing_zeros() & 31),
+            address: Some(block.allocation.base),
+            message: format!("a block of {} bytes was not freed by the end of the launch", block.allocation.bytes),
+            other: None,
+        });
     }
 }
 

@@ -84,6 +84,7 @@ impl<'a> Cluster<'a> {
                 self.map(warp, site.mask, AnyDst::Narrow(*d), *a, rank);
             }
             Op::Atomic(atomic) => self.atomic(warp, site, atomic)?,
+            Op::Atomic128(atomic) => self.atomic128(warp, site, atomic)?,
             Op::Matrix(matrix) => self.matrix(warp, site, matrix)?,
             Op::MoveMatrix(d, a) => self.move_matrix(warp, site, *d, *a),
             Op::Collective(collective, members) => self.collective(warp, site, collective, *members),
@@ -100,6 +101,12 @@ impl<'a> Cluster<'a> {
             Op::CopyWait(newest) => self.copy_wait(warp, site, *newest)?,
             Op::BranchIndexed(..) => return self.branch_indexed(warp, site, mask, index, instr),
             Op::Call(call) => return self.call(warp, site, mask, index, call),
+            Op::Alloca(d, size, align) => self.alloca(warp, site, *d, *size, *align)?,
+            Op::StackSave(d) => {
+                let value = u64::from(warp.frames[warp.frame as usize].stack_bytes);
+                self.write_all(warp, site.mask, *d, |_| value);
+            }
+            Op::StackRestore(saved) => self.stack_restore(warp, site, *saved),
             Op::Return => return Ok(self.ret(warp, site, mask, index)),
             Op::Exit => return Ok(self.exit(warp, site, mask, index)),
             Op::Trap => return Err(self.error(site, "trap")),
@@ -114,6 +121,8 @@ impl<'a> Cluster<'a> {
     fn execute_tensor(&mut self, warp: &mut Warp, site: Site, instr: &'a Instr) -> Result<After> {
         match &instr.op {
             Op::WmmaMove(tile) => self.wmma_move(warp, site, tile)?,
+            Op::TileMma(mma) => self.tile_mma(warp, site, mma),
+            Op::TileMove(tile) => self.tile_move(warp, site, tile)?,
             Op::Wgmma(wgmma) => self.wgmma(warp, site, wgmma)?,
             Op::WgmmaFence => self.wgmma_fence(site),
             Op::WgmmaCommit => self.wgmma_commit(warp, site),
@@ -302,6 +311,8 @@ impl<'a> Cluster<'a> {
             Special::Smid => self.number % 132,
             Special::Nsmid => 132,
             Special::Gridid | Special::Zero => 0,
+            Special::WorkspaceLow => self.launch.workspace as u32,
+            Special::WorkspaceHigh => (self.launch.workspace >> 32) as u32,
             Special::Clock | Special::GlobaltimerLow => warp.executed as u32,
             Special::ClockHigh | Special::GlobaltimerHigh => (warp.executed >> 32) as u32,
             Special::DynamicSharedBytes => self.launch.dynamic_bytes,

@@ -16,31 +16,84 @@ impl<'a> Cluster<'a> {
     pub(super) fn call(&mut self, warp: &mut Warp, site: Site, mask: u32, index: usize, call: &Call) -> Result<After> {
         let number = match call.target {
             CallTarget::Function(number) => number,
+            CallTarget::Indirect(source) => return self.call_indirect(warp, site, mask, index, call, source),
             CallTarget::Vprintf => {
                 self.vprintf(warp, site, call)?;
                 return Ok(After::Next);
             }
             CallTarget::AssertFail => return Err(self.assert_fail(warp, site, call)),
+            CallTarget::Malloc => {
+                self.malloc(warp, site, call);
+                return Ok(After::Next);
+            }
+            CallTarget::Free => {
+                self.free(warp, site, call)?;
+                return Ok(After::Next);
+            }
         };
-        let function = &self.launch.program.functions[number as usize];
-        let caller = warp.frame;
-        let caller_code = &self.launch.program.functions[warp.frames[caller as usize].function as usize];
-        let callee = warp.push_frame(function, number, site.pc, site.mask);
-        let frame = &mut warp.frames[callee as usize];
-        frame.local_base += caller_code.local_bytes;
-        let top = frame.local_base + function.local_bytes;
-        if frame.depth > DEPTH_MAX || top > LOCAL_BYTES_MAX {
-            return Err(self.error(site, "the stack is exhausted"));
-        }
-        warp.reserve_local(top);
-        copy_params(warp, site.mask, caller, callee, &call.arguments);
-        let group = Group::new(function.start, site.mask, callee);
+        let group = self.enter(warp, site, number, &call.arguments)?;
         if site.mask == mask {
             warp.groups[index] = group;
         } else {
             (warp.groups[index].pc, warp.groups[index].mask) = (site.pc + 1, mask & !site.mask);
             warp.groups.push(group);
         }
+        Ok(After::Regroup)
+    }
+
+    /// A frame of a function for the lanes of `site.mask`; gives the group that runs it.
+    fn enter(&self, warp: &mut Warp, site: Site, number: u16, arguments: &[(u32, u32, u32)]) -> Result<Group> {
+        let function = &self.launch.program.functions[number as usize];
+        let caller = warp.frame;
+        let above = &warp.frames[caller as usize];
+        let taken = self.launch.program.functions[above.function as usize].local_bytes + above.stack_bytes;
+        let callee = warp.push_frame(function, number, site.pc, site.mask);
+        let frame = &mut warp.frames[callee as usize];
+        frame.local_base = (frame.local_base + taken).next_multiple_of(16);
+        let top = frame.local_base + function.local_bytes;
+        if frame.depth > DEPTH_MAX || top > LOCAL_BYTES_MAX {
+            return Err(self.error(site, "the stack is exhausted"));
+        }
+        warp.reserve_local(top);
+        copy_params(warp, site.mask, caller, callee, arguments);
+        Ok(Group::new(function.start, site.mask, callee))
+    }
+
+    /// A call through a pointer: the lanes of every function that it names go there together.
+    fn call_indirect(
+        &mut self,
+        warp: &mut Warp,
+        site: Site,
+        mask: u32,
+        index: usize,
+        call: &Call,
+        source: u16,
+    ) -> Result<After> {
+        let program = &self.launch.program;
+        let targets = *program.source64(&warp.regs, source);
+        (warp.groups[index].pc, warp.groups[index].mask) = (site.pc + 1, mask & !site.mask);
+        let mut rest = site.mask;
+        while rest != 0 {
+            let first = rest.trailing_zeros() as usize;
+            let target = targets.0[first];
+            let lanes = each(rest).filter(|&lane| targets.0[lane] == target).fold(0u32, |all, lane| all | 1 << lane);
+            rest &= !lanes;
+            let Some(&number) = program.by_address.get(&target) else {
+                return Err(self.error(site, &format!("lane {first} calls {target:#x}, which is no function")));
+            };
+            let function = &program.functions[number as usize];
+            let fits = |list: &[(u32, u32, u32)], formals: &[(u32, u32)]| {
+                list.iter().map(|&(.., bytes)| bytes).eq(formals.iter().map(|&(_, bytes)| bytes))
+            };
+            if !fits(&call.arguments, &function.params) || !fits(&call.results, &function.results) {
+                return Err(self.error(site, &format!("{} has other parameters than this call", function.name)));
+            }
+            let places = call.arguments.iter().zip(&function.params);
+            let arguments: Vec<_> = places.map(|(&(from, _, bytes), &(to, _))| (from, to, bytes)).collect();
+            let group = self.enter(warp, Site { mask: lanes, ..site }, number, &arguments)?;
+            warp.groups.push(group);
+        }
+        warp.groups.retain(|group| group.mask != 0);
         Ok(After::Regroup)
     }
 
@@ -53,7 +106,10 @@ impl<'a> Cluster<'a> {
         }
         let (parent, call_pc) = (frame.parent, frame.call_pc);
         if let Op::Call(call) = &self.launch.program.code[call_pc as usize].op {
-            let results: Vec<_> = call.results.iter().map(|&(caller, callee, bytes)| (callee, caller, bytes)).collect();
+            // Where they lie in the callee is the same for a direct call and for one through a pointer.
+            let there = &self.launch.program.functions[warp.frames[number as usize].function as usize].results;
+            let places = call.results.iter().zip(there);
+            let results: Vec<_> = places.map(|(&(caller, _, bytes), &(callee, _))| (callee, caller, bytes)).collect();
             copy_params(warp, site.mask, number, parent, &results);
         }
         let back = Group::new(call_pc + 1, site.mask, parent);

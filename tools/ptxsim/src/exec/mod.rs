@@ -10,6 +10,8 @@ mod alu;
 pub(crate) mod access;
 mod load_store;
 mod atomic;
+mod atomic128;
+mod heap;
 mod barrier;
 mod call;
 mod collective;
@@ -18,9 +20,11 @@ pub(crate) mod copy;
 mod mma;
 mod mbarrier;
 mod bulk;
+mod tile;
 mod wgmma;
 mod registers;
 mod print;
+mod format;
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! `vprintf` and `__assertfail`: their arguments lie in memory, the text goes to the launch's report.
 
-use super::Cluster;
 use super::warp::Warp;
+use super::{Cluster, format};
 use crate::address::{Space, resolve_generic};
 use crate::error::{Error, Result};
 use crate::event::Site;
@@ -48,13 +48,20 @@ impl<'a> Cluster<'a> {
         (0..bytes).fold(0, |all, i| all | (self.byte(warp, lane, address + i).unwrap_or(0) as u64) << (8 * i))
     }
 
-    /// `vprintf(format, arguments)`: arguments lie one after the other, each aligned to its size.
+    /// `vprintf(format, arguments)`: arguments lie one after the other, each aligned to its size. Gives their number, or -1
+    /// without a format.
     pub(super) fn vprintf(&mut self, warp: &mut Warp, site: Site, call: &Call) -> Result<()> {
         for lane in each(site.mask) {
-            let format = self.text(warp, lane, Self::argument(warp, call, 0, lane));
-            let text = self.format(warp, lane, &format, Self::argument(warp, call, 1, lane));
-            self.printed.extend_from_slice(text.as_bytes());
-            let count = text.len() as u32;
+            let format = Self::argument(warp, call, 0, lane);
+            let count = match format {
+                0 => -1,
+                _ => {
+                    let format = self.text(warp, lane, format);
+                    let (text, count) = self.format(warp, lane, &format, Self::argument(warp, call, 1, lane));
+                    self.printed.extend_from_slice(text.as_bytes());
+                    count
+                }
+            };
             if let Some(&(start, _, 4)) = call.results.first() {
                 let frame = &mut warp.frames[warp.frame as usize];
                 let at = lane * frame.param_bytes as usize + start as usize;
@@ -64,48 +71,41 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    fn format(&self, warp: &Warp, lane: usize, format: &str, mut at: u64) -> String {
+    /// The text, and how many arguments it took.
+    fn format(&self, warp: &Warp, lane: usize, format: &str, mut at: u64) -> (String, i32) {
+        let mut count = 0;
         let mut next = |bytes: u64| {
             at = at.next_multiple_of(bytes);
             let value = self.value(warp, lane, at, bytes);
             at += bytes;
+            count += 1;
             value
         };
         let mut out = String::new();
         let mut rest = format;
         while let Some(percent) = rest.find('%') {
             out.push_str(&rest[..percent]);
-            rest = &rest[percent + 1..];
-            let end = rest.find(|c: char| c.is_ascii_alphabetic() && !"lhzjt".contains(c) || c == '%');
-            let Some(end) = end else {
-                out.push('%');
-                break;
+            let Some((spec, after)) = format::parse(&rest[percent + 1..], || next(4) as i32) else {
+                out.push_str(&rest[percent..]);
+                return (out, count);
             };
-            let (spec, kind) = (&rest[..end], &rest[end..end + 1]);
-            rest = &rest[end + 1..];
-            let wide = spec.contains('l') || spec.contains(['z', 'j', 't']);
-            let flags: String = spec.chars().filter(|c| !"lhzjt".contains(*c)).collect();
-            let body = match kind {
-                "%" => "%".to_string(),
-                "d" | "i" if wide => (next(8) as i64).to_string(),
-                "d" | "i" => (next(4) as i32).to_string(),
-                "u" => next(if wide { 8 } else { 4 }).to_string(),
-                "x" => format!("{:x}", next(if wide { 8 } else { 4 })),
-                "X" => format!("{:X}", next(if wide { 8 } else { 4 })),
-                "o" => format!("{:o}", next(if wide { 8 } else { 4 })),
-                "p" => format!("{:#x}", next(8)),
-                "c" => char::from(next(4) as u8).to_string(),
-                "s" => {
+            let written = &rest[percent..rest.len() - after.len()];
+            rest = after;
+            match spec.conversion {
+                '%' => out.push('%'),
+                'd' | 'i' | 'u' | 'x' | 'X' | 'o' => out.push_str(&spec.integer(next(spec.bytes.max(4)))),
+                'p' => out.push_str(&spec.text(&format!("{:#x}", next(8)))),
+                'c' => out.push_str(&spec.text(&char::from(next(4) as u8).to_string())),
+                's' => {
                     let address = next(8);
-                    self.text(warp, lane, address)
+                    out.push_str(&spec.text(&self.text(warp, lane, address)));
                 }
-                "e" | "E" | "f" | "F" | "g" | "G" | "a" | "A" => float(f64::from_bits(next(8)), &flags, kind),
-                _ => format!("%{spec}{kind}"),
-            };
-            pad(&mut out, &body, &flags);
+                'e' | 'E' | 'f' | 'F' | 'g' | 'G' | 'a' | 'A' => out.push_str(&spec.float(f64::from_bits(next(8)))),
+                _ => out.push_str(written),
+            }
         }
         out.push_str(rest);
-        out
+        (out, count)
     }
 
     /// `__assertfail(message, file, line, function, size)`.
@@ -114,45 +114,5 @@ impl<'a> Cluster<'a> {
         let text = |index: usize| self.text(warp, lane, Self::argument(warp, call, index, lane));
         let line = Self::argument(warp, call, 2, lane);
         self.error(site, &format!("assertion `{}` failed, {}:{line}, {}", text(0), text(1), text(3)))
-    }
-}
-
-/// A number with the precision of its flags; `g` in the shortest form that reads back.
-fn float(value: f64, flags: &str, kind: &str) -> String {
-    let precision = flags.split_once('.').map(|(_, digits)| digits.parse().unwrap_or(0));
-    match kind {
-        "f" | "F" => format!("{value:.*}", precision.unwrap_or(6)),
-        "e" | "E" => {
-            let text = format!("{value:.*e}", precision.unwrap_or(6));
-            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let exponent: i32 = exponent.parse().unwrap_or(0);
-            format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-        }
-        _ => format!("{value}"),
-    }
-}
-
-fn pad(out: &mut String, body: &str, flags: &str) {
-    let (flags, _) = flags.split_once('.').unwrap_or((flags, ""));
-    let digits = flags.trim_start_matches(['-', '+', ' ', '#', '0']);
-    let width = digits.parse::<usize>().unwrap_or(0).min(TEXT_MAX);
-    let plus = if flags.contains('+') && !body.starts_with('-') { "+" } else { "" };
-    let left = flags.contains('-');
-    let zero = flags[..flags.len() - digits.len()].contains('0');
-    let fill = width.saturating_sub(body.len() + plus.len());
-    if zero && !left {
-        let (sign, number) = body.strip_prefix('-').map_or((plus, body), |number| ("-", number));
-        out.push_str(sign);
-        out.push_str(&"0".repeat(fill));
-        out.push_str(number);
-        return;
-    }
-    if !left {
-        out.push_str(&" ".repeat(fill));
-    }
-    out.push_str(plus);
-    out.push_str(body);
-    if left {
-        out.push_str(&" ".repeat(fill));
     }
 }

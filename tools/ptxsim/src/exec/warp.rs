@@ -48,6 +48,8 @@ pub struct Frame {
     pub param_bytes: u32,
     /// Start of the frame's local memory.
     pub local_base: u32,
+    /// Bytes above the function's own local memory that `alloca` took.
+    pub stack_bytes: u32,
     /// Frame of the caller.
     pub parent: u32,
     /// Calls above it.
@@ -236,6 +238,7 @@ fn frame(function: &FunctionCode, index: u16, lanes: u32) -> Frame {
         params: vec![0; function.param_bytes as usize * 32],
         param_bytes: function.param_bytes,
         local_base: 0,
+        stack_bytes: 0,
         parent: 0,
         depth: 0,
         call_pc: 0,

@@ -12,12 +12,13 @@ use crate::address::{SHARED_STRIDE, Space};
 use crate::error::Result;
 use crate::event::{AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, AsyncWait, Event, Interest, Proxy, Site};
 use crate::options::AsyncPolicy;
-use crate::program::matrix_op::{Wgmma, WgmmaA};
+use crate::program::matrix_op::{Wgmma, WgmmaA, WgmmaOperand};
 use crate::program::op::{Instr, Op};
 use crate::scalar::lanes::{L64, each};
 use crate::units::descriptor::{CHUNK_BYTES, Descriptor, Major};
 use crate::units::fragment::{self, Register};
-use crate::units::tensor_core::{Accumulator, Operand, Product, multiply_add};
+use crate::units::tensor_core::{Accumulator, Product, multiply_add};
+use crate::units::tile;
 
 /// A `wgmma.mma_async` of one warp.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ struct Piece {
 
 /// The pieces of `count` rows (columns of B) from `first` on.
 fn pieces(descriptor: &Descriptor, major: Major, first: usize, count: usize, op: &Wgmma) -> Vec<Piece> {
-    let bytes = if op.operand == Operand::Tf32 { 4 } else { 2 };
+    let bytes = op.operand.element_bytes();
     let per_piece = CHUNK_BYTES as usize / bytes;
     let mut out = Vec::with_capacity(count * op.k / per_piece);
     match major {
@@ -77,7 +78,8 @@ impl<'a> Cluster<'a> {
             each(site.mask).all(|lane| values.0[lane] == first).then_some(first)
         };
         let decode = |source: u16| -> std::result::Result<Descriptor, String> {
-            Descriptor::decode(uniform(source).ok_or("the matrix descriptor differs between lanes")?)
+            let bits = uniform(source).ok_or("the matrix descriptor differs between lanes")?;
+            Ok(Descriptor::decode(bits))
         };
         let a = match &op.a {
             WgmmaA::Descriptor(source, _) => Some(decode(*source)),
@@ -213,14 +215,15 @@ impl<'a> Cluster<'a> {
                 let regs = registers(warp, work.frame);
                 let list: Vec<&Register> =
                     list.iter().map(|source| &self.launch.program.source32(regs, *source).0).collect();
-                match op.operand {
-                    Operand::Tf32 => fragment::a_32bit(&list, op.k, &mut a_tile),
-                    _ => fragment::a_16bit(&list, op.k, &mut a_tile),
+                match op.operand.element_bytes() {
+                    4 => fragment::a_32bit(&list, op.k, &mut a_tile),
+                    2 => fragment::a_16bit(&list, op.k, &mut a_tile),
+                    _ => tile::a_8bit(&list, op.k, &mut a_tile),
                 }
             }
             _ => {}
         }
-        let sign = if op.operand == Operand::Tf32 { 1 << 31 } else { 1 << 15 };
+        let sign = 1 << (8 * op.operand.element_bytes() - 1);
         for (tile, negate) in [&mut a_tile, &mut b_tile].into_iter().zip(op.negate) {
             if negate {
                 tile.iter_mut().for_each(|value| *value ^= sign);
@@ -234,9 +237,14 @@ impl<'a> Cluster<'a> {
                 Accumulator::F16 => fragment::accumulators_16bit(&d, &mut d_tile, op.n),
             }
         }
-        let (operand, accumulator, k) = (op.operand, op.accumulator, op.k);
-        let product = Product { operand, accumulator, arithmetic: self.tensor_arithmetic(), k };
-        multiply_add(self.arch, product, &a_tile, &b_tile, &mut d_tile, op.n);
+        let (accumulator, k) = (op.accumulator, op.k);
+        match op.operand {
+            WgmmaOperand::Float(operand) => {
+                let product = Product { operand, accumulator, arithmetic: self.tensor_arithmetic(), k };
+                multiply_add(self.arch, product, &a_tile, &b_tile, &mut d_tile, op.n);
+            }
+            WgmmaOperand::Bytes(product) => product.wgmma(k, (&a_tile, &b_tile), &mut d_tile, op.n),
+        }
         match op.accumulator {
             Accumulator::F32 => fragment::to_accumulators_32bit(&d_tile, op.n, &mut d),
             Accumulator::F16 => fragment::to_accumulators_16bit(&d_tile, op.n, &mut d),
@@ -274,7 +282,12 @@ impl<'a> Cluster<'a> {
         let shared = &self.ctas[site.cta as usize].shared;
         for Piece { address, mn, k } in pieces(descriptor, major, first, count, op) {
             let Some(bytes) = shared.get(address as usize..address as usize + CHUNK_BYTES as usize) else { continue };
-            if op.operand == Operand::Tf32 {
+            let size = op.operand.element_bytes();
+            if size == 1 {
+                bytes.iter().enumerate().for_each(|(i, byte)| put(mn, k + i, u32::from(*byte)));
+                continue;
+            }
+            if size == 4 {
                 for (i, word) in bytes.as_chunks::<4>().0.iter().enumerate() {
                     put(mn, k + i, u32::from_le_bytes(*word));
                 }

@@ -385,8 +385,8 @@ impl<'a> Body<'_, 'a> {
         if name == "WARP_SZ" {
             return Ok(Operand::Integer(32));
         }
-        // A name that is neither declared nor special is a function (call) or a label (bra); the decoder knows which.
-        if self.in_call {
+        // A name that is neither declared nor special is a function, a prototype (call) or a label (bra).
+        if self.in_call || self.parser.functions.contains(name) {
             return Ok(Operand::Function(name.to_string()));
         }
         Ok(Operand::Label(self.reference(name.to_string())))

@@ -1,6 +1,6 @@
 //! Parses a module: directives, variables with initialisers, function headers. Bodies are in `function.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::ast::{Bounds, Function, Initial, Module, Storage, Type, Variable, VariableId};
 use super::function::parse_body;
@@ -20,6 +20,8 @@ pub(super) struct Parser<'a> {
     tokens: Vec<Token<'a>>,
     at: usize,
     pub module_variables: HashMap<String, u32>,
+    /// Names of functions declared so far.
+    pub functions: HashSet<String>,
 }
 
 /// Parses the text of a PTX file; `file` names it in messages.
@@ -27,7 +29,8 @@ pub(super) struct Parser<'a> {
 /// # Errors
 /// [`Error::Ptx`] with file, line and what was expected.
 pub fn parse(file: &str, text: &str) -> Result<Module> {
-    let mut parser = Parser { file, text, tokens: tokens(file, text)?, at: 0, module_variables: HashMap::new() };
+    let (module_variables, functions) = Default::default();
+    let mut parser = Parser { file, text, tokens: tokens(file, text)?, at: 0, module_variables, functions };
     let mut module = Module { file: file.to_string(), ..Module::default() };
     loop {
         match parser.kind() {
@@ -417,6 +420,7 @@ impl<'a> Parser<'a> {
             function.results = self.params(&mut function.variables)?;
         }
         function.name = self.name("a function's name")?.to_string();
+        self.functions.insert(function.name.clone());
         if self.accept('(') {
             function.params = self.params(&mut function.variables)?;
         }

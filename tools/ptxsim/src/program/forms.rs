@@ -1,7 +1,8 @@
 //! The instruction forms of a module, counted, with those that are not supported.
 
 use super::decode::{Constants, Decoder, Uses};
-use super::{global_variables, lay_out, reachable};
+use super::reach::reachable;
+use super::{global_variables, lay_out};
 use crate::error::Result;
 use crate::front::ast::Module;
 

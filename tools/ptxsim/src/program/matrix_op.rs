@@ -1,9 +1,10 @@
 //! Decoded operations of the tensor cores: `mma`, `wmma`, `wgmma`.
 
-use super::op::{Address, MemorySpace, PredSrc, Src, Src64};
+use super::op::{Address, AnyDst, AnySrc, MemorySpace, PredSrc, Src, Src64};
 use crate::units::descriptor::Major;
 use crate::units::fragment::{WmmaMatrix, WmmaShape};
 use crate::units::tensor_core::{Accumulator, Operand};
+use crate::units::tile::TileProduct;
 
 /// `mma.sync` (16 rows, 8 columns) and `wmma.mma` (`wmma` has its shape).
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +46,62 @@ pub struct WmmaMove {
     pub store: bool,
 }
 
+/// `mma.sync` and `wmma.mma` of integers, bits, f64 and 8-bit floats.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TileMma {
+    /// Types and sum.
+    pub product: TileProduct,
+    /// Tile.
+    pub shape: WmmaShape,
+    /// A, B, C.
+    pub sources: [Vec<AnySrc>; 3],
+    /// D.
+    pub d: Vec<AnyDst>,
+}
+
+/// `wmma.load`, `wmma.store` of these.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TileMove {
+    /// Which matrix.
+    pub matrix: WmmaMatrix,
+    /// Tile.
+    pub shape: WmmaShape,
+    /// Bits of an element.
+    pub bits: usize,
+    /// Rows are contiguous, else columns.
+    pub row_major: bool,
+    /// Named or generic.
+    pub space: MemorySpace,
+    /// Of element (0, 0).
+    pub address: Address,
+    /// Elements between rows (columns); the tile's width if missing.
+    pub stride: Option<Src>,
+    /// Fragment; written by loads.
+    pub registers: Vec<AnySrc>,
+    /// Store, else load.
+    pub store: bool,
+}
+
+/// Types of A and B of a `wgmma`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WgmmaOperand {
+    /// 16-bit floats, tf32.
+    Float(Operand),
+    /// Bytes: integers, 8-bit floats.
+    Bytes(TileProduct),
+}
+
+impl WgmmaOperand {
+    /// Bytes of an element.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            WgmmaOperand::Float(Operand::Tf32) => 4,
+            WgmmaOperand::Float(_) => 2,
+            WgmmaOperand::Bytes(_) => 1,
+        }
+    }
+}
+
 /// A of a `wgmma`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WgmmaA {
@@ -58,12 +115,12 @@ pub enum WgmmaA {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wgmma {
     /// Type of A and B.
-    pub operand: Operand,
-    /// Type of D.
+    pub operand: WgmmaOperand,
+    /// Type of D; s32 lies as f32 does.
     pub accumulator: Accumulator,
     /// Columns, 8 to 256.
     pub n: usize,
-    /// Depth: 16, or 8 for tf32.
+    /// Depth: 32 bytes of elements.
     pub k: usize,
     /// Accumulators, read and written.
     pub d: Vec<u16>,

@@ -8,8 +8,10 @@ pub mod decode;
 pub mod flow;
 pub mod slots;
 mod forms;
+mod reach;
 
 pub use forms::{FormCount, forms};
+pub use reach::function_address;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,8 +24,9 @@ use crate::front::ast::{Base, Bounds, Function, Initial, Instruction, Module, Op
 use crate::scalar::lanes::{L32, L64};
 use decode::{Constants, Decoder, Layout, Uses};
 use flow::Flow;
-use op::{AnySrc, CONSTANT, Class, Instr, MemorySpace, Op, PredSrc};
+use op::{AnySrc, CONSTANT, CallTarget, Class, Instr, MemorySpace, Op, PredSrc};
 
+use reach::reachable;
 use slots::{Slots, colour};
 
 /// Parameters of an entry take at most this much constant bank.
@@ -46,6 +49,10 @@ pub struct FunctionCode {
     pub param_bytes: u32,
     /// Bytes of `.local` variables in a frame.
     pub local_bytes: u32,
+    /// (offset in a frame, bytes) of parameters.
+    pub params: Vec<(u32, u32)>,
+    /// The same of results.
+    pub results: Vec<(u32, u32)>,
 }
 
 /// A parameter of the entry.
@@ -86,6 +93,8 @@ pub struct Program {
     pub touched: Vec<(Vec<u16>, Vec<u16>)>,
     /// Functions; the entry is the first.
     pub functions: Vec<FunctionCode>,
+    /// Indices of functions by the addresses that pointers to them hold.
+    pub by_address: HashMap<u64, u16>,
     /// Constant rows.
     pub constants: Constants,
     /// Parameters.
@@ -204,7 +213,9 @@ pub fn initial_bytes(module: &Module, variable: &Variable, addresses: &HashMap<S
                     line: variable.line,
                     message: format!("unknown name {name} in an initial value"),
                 };
-                addresses.get(name).ok_or_else(unknown)?.wrapping_add_signed(*offset)
+                let variable = addresses.get(name).copied();
+                let address = variable.or_else(|| function_address(module, name)).ok_or_else(unknown)?;
+                address.wrapping_add_signed(*offset)
             }
         };
         out.extend_from_slice(&bits.to_le_bytes()[..width.min(8)]);
@@ -230,6 +241,7 @@ pub fn build(module: &Module, entry: &Function, addresses: &HashMap<String, u64>
         class: Vec::new(),
         touched: Vec::new(),
         functions: Vec::new(),
+        by_address: HashMap::new(),
         constants: Constants::default(),
         params: Vec::new(),
         param_bytes: 0,
@@ -261,35 +273,11 @@ fn needs_order(op: &Op) -> bool {
     match op {
         Op::Load(memory) => memory.semantics != Weak && outside(&memory.space),
         Op::Atomic(atomic) => atomic.result_used && outside(&atomic.space),
+        Op::Atomic128(atomic) => outside(&atomic.space),
+        // Addresses depend on who asks first.
+        Op::Call(call) => matches!(call.target, CallTarget::Malloc | CallTarget::Free),
         _ => false,
     }
-}
-
-fn callees(function: &Function) -> Vec<&str> {
-    let calls = function.body.iter().flatten().filter(|instruction| instruction.opcode == "call");
-    let names = calls.flat_map(|call| &call.operands).filter_map(|operand| match operand {
-        Operand::Function(name) => Some(name.as_str()),
-        _ => None,
-    });
-    names.collect()
-}
-
-/// The entry, then the functions with bodies that it reaches, in order of discovery.
-fn reachable<'a>(module: &'a Module, entry: &'a Function) -> Vec<&'a Function> {
-    let mut out = vec![entry];
-    let mut at = 0;
-    while at < out.len() {
-        for name in callees(out[at]) {
-            if let Some(function) = module.function(name)
-                && function.body.is_some()
-                && !out.iter().any(|known| known.name == function.name)
-            {
-                out.push(function);
-            }
-        }
-        at += 1;
-    }
-    out
 }
 
 /// (bytes of `.param`, bytes of `.local`) of a frame.
@@ -457,7 +445,19 @@ fn add_function(
     program.leader.extend(leader);
     let end = program.code.len() as u32;
     let name = function.name.clone();
-    program.functions.push(FunctionCode { name, start, end, slots: slots.count, param_bytes, local_bytes });
+    let places = |list: &[u32]| -> Vec<(u32, u32)> {
+        let place = |index: &u32| {
+            let offset = layout.param.get(&(name.clone(), *index)).copied().unwrap_or(0);
+            (offset, function.variables[*index as usize].bytes() as u32)
+        };
+        list.iter().map(place).collect()
+    };
+    let (params, results) = (places(&function.params), places(&function.results));
+    if let Some(address) = function_address(module, &name) {
+        program.by_address.insert(address, program.functions.len() as u16);
+    }
+    let slots = slots.count;
+    program.functions.push(FunctionCode { name, start, end, slots, param_bytes, local_bytes, params, results });
     Ok(())
 }
 
@@ -528,6 +528,8 @@ impl Op {
                 | Op::MoveMatrix(..)
                 | Op::Mma(_)
                 | Op::WmmaMove(_)
+                | Op::TileMma(_)
+                | Op::TileMove(_)
                 | Op::Wgmma(_)
                 | Op::WgmmaFence
                 | Op::WgmmaCommit
@@ -566,6 +568,7 @@ impl Op {
             Op::ClusterArrive(_, aligned) | Op::ClusterWait(aligned) => *aligned,
             Op::Matrix(_) | Op::MoveMatrix(..) | Op::Mma(_) | Op::WmmaMove(_) | Op::SetMaxRegisters { .. } => true,
             Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait(_) => true,
+            Op::TileMma(_) | Op::TileMove(_) => true,
             _ => false,
         }
     }

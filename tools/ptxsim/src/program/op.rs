@@ -1,7 +1,7 @@
 //! Decoded operations: what the executor runs. Operands are register slots; constants are rows of a table.
 
 use super::hopper_op::{BulkCopy, Mbarrier};
-use super::matrix_op::{Mma, Wgmma, WmmaMove};
+use super::matrix_op::{Mma, TileMma, TileMove, Wgmma, WmmaMove};
 use crate::address::Space;
 use crate::event::{FenceKind, Scope, Semantics};
 use crate::front::ast::Type;
@@ -91,6 +91,9 @@ pub enum Special {
     GlobaltimerHigh,
     /// Counters, environment and graph handles that nobody has set.
     Zero,
+    /// Address of the workspace of a cooperative launch.
+    WorkspaceLow,
+    WorkspaceHigh,
 }
 
 /// Operations on predicates.
@@ -358,6 +361,12 @@ pub enum CallTarget {
     Vprintf,
     /// `__assertfail`: prints and traps.
     AssertFail,
+    /// `malloc`.
+    Malloc,
+    /// `free`.
+    Free,
+    /// The function whose address a register holds; offsets in it are not known here.
+    Indirect(Src64),
 }
 
 /// One operation without its guard.
@@ -433,6 +442,8 @@ pub enum Op {
     Store(Box<Memory>),
     /// `atom`, `red`.
     Atomic(Box<Atomic>),
+    /// `atom` of 128 bits.
+    Atomic128(Box<Atomic128>),
     /// `ldmatrix`, `stmatrix`.
     Matrix(Box<MatrixMove>),
     /// `movmatrix.trans`.
@@ -463,6 +474,12 @@ pub enum Op {
     BranchIndexed(Src, Box<[u32]>),
     /// `call`.
     Call(Box<Call>),
+    /// `alloca`: local address, size, alignment.
+    Alloca(AnyDst, AnySrc, u32),
+    /// `stacksave`.
+    StackSave(AnyDst),
+    /// `stackrestore`.
+    StackRestore(AnySrc),
     /// `ret`.
     Return,
     /// `exit`.
@@ -481,6 +498,10 @@ pub enum Op {
     Mma(Box<Mma>),
     /// `wmma.load`, `wmma.store`.
     WmmaMove(Box<WmmaMove>),
+    /// `mma.sync`, `wmma.mma` of integers, bits, f64, 8-bit floats.
+    TileMma(Box<TileMma>),
+    /// `wmma.load`, `wmma.store` of them.
+    TileMove(Box<TileMove>),
     /// `wgmma.mma_async`.
     Wgmma(Box<Wgmma>),
     /// `wgmma.fence`.

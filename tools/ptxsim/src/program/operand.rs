@@ -121,3 +121,22 @@ impl Memory {
         self.ty.bytes() * self.registers.len() as u32
     }
 }
+
+/// `atom.exch.b128` and `atom.cas.b128`; halves from low to high.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Atomic128 {
+    /// Space.
+    pub space: MemorySpace,
+    /// Address.
+    pub address: Address,
+    /// Old value.
+    pub old: [AnyDst; 2],
+    /// Only where this was there.
+    pub compare: Option<[AnySrc; 2]>,
+    /// New value.
+    pub new: [AnySrc; 2],
+    /// Order.
+    pub semantics: Semantics,
+    /// Scope.
+    pub scope: Scope,
+}

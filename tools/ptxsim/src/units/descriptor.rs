@@ -21,22 +21,25 @@ pub struct Descriptor {
     /// Stride-dimension byte offset.
     pub stride: u32,
     pub swizzle: Swizzle,
+    /// Line of 128 bytes, modulo 8, in which the swizzle pattern starts: 0 where it starts on its period.
+    pub base_offset: u32,
 }
 
 /// Bytes of one row of a core matrix, read at once.
 pub const CHUNK_BYTES: u32 = 16;
 
 impl Descriptor {
-    /// # Errors
-    /// One sentence, for a base offset (the tile must start where its swizzle pattern does).
-    pub fn decode(bits: u64) -> Result<Descriptor, String> {
+    /// From its bits.
+    pub fn decode(bits: u64) -> Descriptor {
         let field = |at: u32, width: u32| (bits >> at & ((1 << width) - 1)) as u32;
-        let base_offset = field(49, 3);
-        if base_offset != 0 {
-            return Err(format!("matrix descriptor {bits:#018x} has base offset {base_offset}; only 0 is supported"));
-        }
         let swizzle = [Swizzle::None, Swizzle::B128, Swizzle::B64, Swizzle::B32][field(62, 2) as usize];
-        Ok(Descriptor { start: field(0, 14) << 4, leading: field(16, 14) << 4, stride: field(32, 14) << 4, swizzle })
+        Descriptor {
+            start: field(0, 14) << 4,
+            leading: field(16, 14) << 4,
+            stride: field(32, 14) << 4,
+            swizzle,
+            base_offset: field(49, 3),
+        }
     }
 
     /// The bits of this descriptor.
@@ -48,7 +51,16 @@ impl Descriptor {
             Swizzle::B32 => 3,
         };
         let field = |bytes: u32| u64::from(bytes >> 4 & 0x3fff);
-        field(self.start) | field(self.leading) << 16 | field(self.stride) << 32 | swizzle << 62
+        let base_offset = u64::from(self.base_offset & 7) << 49;
+        field(self.start) | field(self.leading) << 16 | field(self.stride) << 32 | base_offset | swizzle << 62
+    }
+
+    /// Where a byte of the unswizzled operand lies: chunks change places by the number of their line, counted from where the
+    /// pattern starts.
+    #[inline(always)]
+    fn swizzled(&self, address: u32) -> u32 {
+        let shift = self.base_offset << 7;
+        address ^ self.swizzle.exchange(address.wrapping_sub(shift))
     }
 
     /// Shared address of a chunk of 16 bytes. K-major: the elements of row `mn` from `k_bytes` on (`k` times the element size, a multiple
@@ -59,7 +71,7 @@ impl Descriptor {
             None => mn % 8 * 16 + mn / 8 * self.stride + k_bytes / 16 * self.leading,
             Some(row) => mn % 8 * row + mn / 8 * self.stride + k_bytes,
         };
-        self.swizzle.apply(self.start + offset)
+        self.swizzled(self.start + offset)
     }
 
     /// Shared address of a chunk of 16 bytes. MN-major, 16-bit elements: the eight of column `k` from `mn` (a multiple of 8) on.
@@ -72,7 +84,7 @@ impl Descriptor {
                 mn % elements * 2 + mn / elements * self.leading + k % 8 * row + k / 8 * self.stride
             }
         };
-        self.swizzle.apply(self.start + offset)
+        self.swizzled(self.start + offset)
     }
 
     /// Shared addresses of all chunks of an operand of `mn` x `k` elements, with the place (`mn`, `k`) of the first element of each. The

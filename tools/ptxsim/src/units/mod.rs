@@ -8,6 +8,7 @@ pub mod tensor_core;
 pub mod fragment;
 mod fast_mma;
 pub mod mma;
+pub mod tile;
 pub mod swizzle;
 pub mod descriptor;
 pub mod tensor_map;

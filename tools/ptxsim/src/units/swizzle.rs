@@ -32,12 +32,18 @@ impl Swizzle {
     /// Where the byte at shared address `address` of the unswizzled tile lies. Its own inverse.
     #[inline(always)]
     pub fn apply(self, address: u32) -> u32 {
+        address ^ self.exchange(address)
+    }
+
+    /// The bits of an address that its line turns over.
+    #[inline(always)]
+    pub fn exchange(self, address: u32) -> u32 {
         let mask = match self {
             Swizzle::None => 0,
             Swizzle::B32 => 1,
             Swizzle::B64 => 3,
             Swizzle::B128 => 7,
         };
-        address ^ (((address >> 7) & mask) << 4)
+        ((address >> 7) & mask) << 4
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::nvcc::{self, Arch};
 use half::bf16;
+use ptxsim::checker::Finding;
+use ptxsim::error::Error;
 use ptxsim::host::{Arg, Device, Module};
 use ptxsim::launch::{Geometry, Outcome};
 use ptxsim::options::{Approximation, AsyncPolicy, Options, Schedule};
@@ -54,6 +56,25 @@ impl Gpu {
             panic!("{:?} {:?}: {} findings, first {finding:#?}", self.arch, self.options, outcome.findings.len());
         }
         outcome
+    }
+
+    /// The same on a device that holds the whole grid.
+    pub fn run_cooperative(&mut self, kernel: &str, geometry: Geometry, args: &[Arg]) -> Outcome {
+        let function = self.module.function(kernel).expect("an entry");
+        let outcome = self.device.launch_cooperative(&function, &geometry, args, &self.options);
+        outcome.unwrap_or_else(|error| panic!("{:?} {:?}: {error}", self.arch, self.options))
+    }
+
+    /// What a launch finds.
+    pub fn findings(&mut self, kernel: &str, geometry: Geometry, args: &[Arg]) -> Vec<Finding> {
+        let function = self.module.function(kernel).expect("an entry");
+        self.device.launch(&function, &geometry, args, &self.options).expect("a launch").findings
+    }
+
+    /// The error of a launch that cannot end.
+    pub fn fails(&mut self, kernel: &str, geometry: Geometry, args: &[Arg]) -> Error {
+        let function = self.module.function(kernel).expect("an entry");
+        self.device.launch(&function, &geometry, args, &self.options).expect_err("an error")
     }
 
     pub fn words(&mut self, values: &[u32]) -> u64 {

@@ -74,7 +74,7 @@ fn whole_numbers(count: usize, bits: u32, seed: u64) -> Vec<[i128; 3]> {
     let rows = words.as_chunks::<6>().0.iter();
     rows.map(|w| {
         let long = |i: usize| (u64::from(w[i]) << 32 | u64::from(w[i + 1])) as i128;
-        let a = long(0) % (1 << bits) | 1 << (bits - 1);
+        let a = (long(0) % (1 << bits)) | (1 << (bits - 1));
         let b = i128::from(w[2] % (1 << 20) + 1);
         // Often close to -a b, so that the product nearly cancels.
         let c = match w[5] % 3 {

@@ -24,14 +24,14 @@ fn swizzles_are_the_tables_of_the_manual() {
 #[test]
 fn descriptors_decode_what_they_encode() {
     for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
-        let descriptor = Descriptor { start: 0x1_2340, leading: 128, stride: 1024, swizzle };
-        assert_eq!(Descriptor::decode(descriptor.encode()), Ok(descriptor));
+        let descriptor = Descriptor { start: 0x1_2340, leading: 128, stride: 1024, swizzle, base_offset: 0 };
+        assert_eq!(Descriptor::decode(descriptor.encode()), descriptor);
     }
     // As CUTLASS writes it for a 128-byte swizzle: start, no leading offset (1), stride 1024, layout 1.
     let bits = (0x400u64 >> 4) | 1 << 16 | (1024 >> 4) << 32 | 1 << 62;
-    let expected = Descriptor { start: 0x400, leading: 16, stride: 1024, swizzle: Swizzle::B128 };
-    assert_eq!(Descriptor::decode(bits), Ok(expected));
-    assert!(Descriptor::decode(bits | 3 << 49).expect_err("refused").contains("base offset 3"));
+    let expected = Descriptor { start: 0x400, leading: 16, stride: 1024, swizzle: Swizzle::B128, base_offset: 0 };
+    assert_eq!(Descriptor::decode(bits), expected);
+    assert_eq!(Descriptor::decode(bits | 3 << 49), Descriptor { base_offset: 3, ..expected });
 }
 
 /// All chunks of an operand lie apart, inside the tile, and a tile written by a tensor copy with the same swizzle (rows of `W` bytes,
@@ -41,13 +41,13 @@ fn swizzled_operands_are_what_a_tensor_copy_writes() {
     for swizzle in [Swizzle::B32, Swizzle::B64, Swizzle::B128] {
         let row = swizzle.row_bytes().expect("a swizzle");
         // K-major: row mn of the copy holds the k of mn.
-        let descriptor = Descriptor { start: 4096, leading: 16, stride: 8 * row, swizzle };
+        let descriptor = Descriptor { start: 4096, leading: 16, stride: 8 * row, swizzle, base_offset: 0 };
         for chunk in descriptor.chunks(Major::K, 64, 16, 2) {
             assert_eq!(chunk.address, swizzle.apply(4096 + chunk.mn as u32 * row + chunk.k as u32 * 2));
         }
         // MN-major: row k of the copy holds W / 2 of mn; blocks of the next mn follow after all k.
         let elements = row / 2;
-        let descriptor = Descriptor { start: 4096, leading: 16 * row, stride: 8 * row, swizzle };
+        let descriptor = Descriptor { start: 4096, leading: 16 * row, stride: 8 * row, swizzle, base_offset: 0 };
         for chunk in descriptor.chunks(Major::Mn, 64, 16, 2) {
             let (mn, k) = (chunk.mn as u32, chunk.k as u32);
             let block = mn / elements * 16 * row;
@@ -59,7 +59,7 @@ fn swizzled_operands_are_what_a_tensor_copy_writes() {
 #[test]
 fn operands_without_swizzle_are_core_matrices() {
     // 8x8 core matrices of 128 bytes; along k 128 bytes on, along mn 256.
-    let descriptor = Descriptor { start: 0, leading: 128, stride: 256, swizzle: Swizzle::None };
+    let descriptor = Descriptor { start: 0, leading: 128, stride: 256, swizzle: Swizzle::None, base_offset: 0 };
     for (major, expected) in [
         (Major::K, (|mn, k| mn / 8 * 256 + k / 8 * 128 + mn % 8 * 16) as fn(u32, u32) -> u32),
         (Major::Mn, |mn, k| mn / 8 * 256 + k / 8 * 128 + k % 8 * 16),

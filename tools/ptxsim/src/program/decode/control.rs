@@ -5,8 +5,8 @@ use super::form::{Decoded, Form};
 use crate::address::Space;
 use crate::error::Result;
 use crate::event::{FenceKind, Scope, Semantics};
-use crate::front::ast::{Operand, Type, VariableId};
-use crate::program::op::{Barrier, BarrierReduction, Call, CallTarget, CopyAsync, MemorySpace, Op};
+use crate::front::ast::{Operand, Type};
+use crate::program::op::{Barrier, BarrierReduction, CopyAsync, MemorySpace, Op};
 
 impl<'a> Decoder<'a> {
     pub(super) fn control(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
@@ -18,6 +18,7 @@ impl<'a> Decoder<'a> {
             }
             "brx" => self.branch_indexed(form),
             "call" => self.call(form),
+            "alloca" | "stacksave" | "stackrestore" => self.stack(form),
             "ret" => {
                 form.take("uni");
                 Ok(Some(Op::Return))
@@ -51,49 +52,6 @@ impl<'a> Decoder<'a> {
         let targets = labels.iter().map(|label| self.target(form, &Operand::Label(*label))).collect::<Result<_>>()?;
         let index = self.src32(form, index, Type::U32)?;
         Ok(Some(Op::BranchIndexed(index, targets)))
-    }
-
-    fn call(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
-        form.take("uni");
-        let (results, rest) = match form.operands() {
-            [Operand::List(results), rest @ ..] => (results.as_slice(), rest),
-            rest => (&[][..], rest),
-        };
-        let (name, arguments) = match rest {
-            [Operand::Function(name)] => (name, &[][..]),
-            [Operand::Function(name), Operand::List(arguments)] => (name, arguments.as_slice()),
-            _ => return Ok(None),
-        };
-        let Some(callee) = self.module.function(name) else {
-            return Err(self.fail(form.instruction, &format!("unknown name {name}")));
-        };
-        let target = match (name.as_str(), self.layout.functions.get(name)) {
-            ("vprintf", _) => CallTarget::Vprintf,
-            ("__assertfail", _) => CallTarget::AssertFail,
-            (_, Some(&index)) if callee.body.is_some() => CallTarget::Function(index),
-            _ => return Err(self.fail(form.instruction, &format!("{name} has no body"))),
-        };
-        if callee.params.len() != arguments.len() || callee.results.len() != results.len() {
-            return Err(self.fail(form.instruction, "wrong number of arguments"));
-        }
-        let mut call = Call { target, arguments: Vec::new(), results: Vec::new() };
-        let sides = [(arguments, &callee.params), (results, &callee.results)];
-        for (list, (operands, formals)) in sides.into_iter().enumerate() {
-            for (operand, formal) in operands.iter().zip(formals) {
-                let Operand::Variable(VariableId::Function(index), 0) = operand else { return Ok(None) };
-                let there = &callee.variables[*formal as usize];
-                let here = &self.function.variables[*index as usize];
-                if here.storage.space != Space::Param || here.bytes() != there.bytes() {
-                    return Err(self.fail(form.instruction, "an argument does not fit its parameter"));
-                }
-                let missing = || self.fail(form.instruction, "an argument has no address");
-                let from = self.layout.param.get(&(self.function.name.clone(), *index)).ok_or_else(missing)?;
-                let to = self.layout.param.get(&(name.clone(), *formal)).ok_or_else(missing)?;
-                let copy = (*from, *to, here.bytes() as u32);
-                if list == 0 { call.arguments.push(copy) } else { call.results.push(copy) }
-            }
-        }
-        Ok(Some(Op::Call(Box::new(call))))
     }
 
     fn barrier(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
@@ -169,6 +127,8 @@ impl<'a> Decoder<'a> {
             return Ok(fine.then_some(fence));
         }
         self.expect_operands(form, 0..=0)?;
+        // Only what lies in shared memory is ordered; ordering more is no fault that could be seen.
+        form.take_one(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]);
         let given = form.semantics();
         let Some(scope) = form.scope() else { return Ok(None) };
         let semantics = if form.opcode() == "membar" { Semantics::SeqCst } else { given.unwrap_or(Semantics::AcqRel) };
@@ -183,6 +143,12 @@ impl<'a> Decoder<'a> {
                 Some(_) => Some(Space::Shared),
             };
             return Ok(Some(Op::Fence(FenceKind::ProxyAsync(space), Semantics::AcqRel, Scope::System)));
+        }
+        if form.take("async::generic") {
+            let restricted = form.take_one(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]);
+            let fits = restricted.is_some() & form.semantics().is_some() & form.take("cluster");
+            let fence = Op::Fence(FenceKind::ProxyAsync(Some(Space::Shared)), Semantics::AcqRel, Scope::Cluster);
+            return Ok(fits.then_some(fence));
         }
         let other = ["alias", "async.global", "tensormap::generic"];
         if form.take_one(&other).is_none() {

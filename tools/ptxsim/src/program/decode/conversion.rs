@@ -4,6 +4,7 @@ use super::Decoder;
 use super::form::{Decoded, Form};
 use crate::address::Space;
 use crate::front::ast::{Operand, Type};
+use crate::program::function_address;
 use crate::program::op::{AddressBase, AnyDst, AnySrc, Op, PredOp, PredSrc, Special};
 use crate::scalar::convert::{self, Convert, Round};
 use crate::scalar::fp8::{self, Fp8};
@@ -50,6 +51,8 @@ fn special(name: &str) -> Option<Special> {
         "cluster_nctarank" => Special::ClusterNctarank,
         "is_explicit_cluster" => Special::IsExplicitCluster,
         "current_graph_exec" => Special::Zero,
+        "envreg1" => Special::WorkspaceHigh,
+        "envreg2" => Special::WorkspaceLow,
         _ if numbered(name, "pm", 8) || numbered(name, "envreg", 32) => Special::Zero,
         _ => return None,
     })
@@ -161,6 +164,14 @@ impl<'a> Decoder<'a> {
             (Operand::Vector(parts), a) => self.unpack(form, parts, a, ty),
             (d, Operand::Vector(parts)) => self.pack(form, d, parts, ty),
             (d, Operand::Special(name)) => self.special(form, d, name),
+            (d, Operand::Function(name)) if ty.bytes() == 8 => {
+                let (Some(f), Some(address)) = (integer::unary64("mov", ty), function_address(self.module, name))
+                else {
+                    return Ok(None);
+                };
+                let a = self.src64(form, &Operand::Integer(address), Type::B64)?;
+                Ok(Some(Op::D1(f, self.dst64(form, d)?, a)))
+            }
             (d, Operand::Variable(id, offset)) => {
                 let (space, address) = self.variable_address(form, *id, *offset)?;
                 if space == Space::Param && address.base == AddressBase::Zero && !self.is_entry_param(*id) {

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::event::{Scope, Semantics};
 use crate::front::ast::{Base, Operand, Type, VariableId};
 use crate::program::op::{
-    Address, AddressBase, AnyDst, AnySrc, Atomic, AtomicOp, Memory, MemorySpace, NONE, Op, Quick,
+    Address, AddressBase, AnyDst, AnySrc, Atomic, Atomic128, AtomicOp, Memory, MemorySpace, NONE, Op, Quick,
 };
 
 /// Names of state spaces in instructions.
@@ -178,6 +178,9 @@ impl<'a> Decoder<'a> {
         let Some(op) = Self::atomic_op(form) else { return Ok(None) };
         let types = form.types();
         let [ty] = types[..] else { return Ok(None) };
+        if ty == Type::B128 && returns {
+            return self.atomic128(form, op, semantics, scope);
+        }
         if !atomic_type(op, ty) {
             return Ok(None);
         }
@@ -206,6 +209,39 @@ impl<'a> Decoder<'a> {
         let result_used = returns && !self.is_dead(&operands[0]);
         let atomic = Atomic { space, address, op, ty, old, operand, swap, semantics, scope, result_used };
         Ok(Some(Op::Atomic(Box::new(atomic))))
+    }
+
+    /// The halves of a 128-bit operand.
+    fn halves(operand: &'a Operand) -> Option<&'a [Operand; 2]> {
+        match operand {
+            Operand::Vector(halves) => halves.as_slice().try_into().ok(),
+            _ => None,
+        }
+    }
+
+    fn atomic128(&mut self, form: &mut Form<'a>, op: AtomicOp, semantics: Semantics, scope: Scope) -> Decoded<Op> {
+        let cas = match op {
+            AtomicOp::CompareSwap => 1,
+            AtomicOp::Exchange => 0,
+            _ => return Ok(None),
+        };
+        let count = 3 + cas + form.has("L2::cache_hint") as usize;
+        self.expect_operands(form, count..=count)?;
+        let operands = form.operands();
+        let Some((space, address)) = self.location(form, &operands[1])? else { return Ok(None) };
+        let mut sources = Vec::new();
+        for operand in &operands[2..3 + cas] {
+            let Some([low, high]) = Self::halves(operand) else { return Ok(None) };
+            sources.push([self.any_src(form, low, Type::B64)?, self.any_src(form, high, Type::B64)?]);
+        }
+        let old = match (&operands[0], Self::halves(&operands[0])) {
+            (Operand::Sink, _) => [AnyDst::Sink; 2],
+            (_, Some([low, high])) => [self.any_dst(form, low)?, self.any_dst(form, high)?],
+            _ => return Ok(None),
+        };
+        let Some(new) = sources.pop() else { return Ok(None) };
+        let atomic = Atomic128 { space, address, old, compare: sources.pop(), new, semantics, scope };
+        Ok(Some(Op::Atomic128(Box::new(atomic))))
     }
 
     fn cvta(&mut self, form: &mut Form<'a>) -> Decoded<Op> {

@@ -6,10 +6,12 @@
 pub mod form;
 mod arithmetic;
 mod conversion;
+mod calls;
 mod control;
 mod memory;
 mod warp;
 mod tensor;
+mod tiles;
 mod hopper;
 
 use std::collections::HashMap;
@@ -136,7 +138,7 @@ impl<'a> Decoder<'a> {
             "cvt" => self.conversion(form),
             "mov" => self.mov(form),
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "bar" | "barrier" | "fence"
-            | "membar" | "pmevent" => self.control(form),
+            | "membar" | "pmevent" | "alloca" | "stacksave" | "stackrestore" => self.control(form),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" | "ldmatrix" | "stmatrix" | "movmatrix" => {
                 self.warp(form)
             }

@@ -2,9 +2,10 @@
 
 use super::Decoder;
 use super::form::{Decoded, Form};
+use super::tiles::is_tile;
 use crate::error::Result;
 use crate::front::ast::{Operand as Written, Type};
-use crate::program::matrix_op::{Mma, Wgmma, WgmmaA, WmmaMove};
+use crate::program::matrix_op::{Mma, Wgmma, WgmmaA, WgmmaOperand, WmmaMove};
 use crate::program::op::Op;
 use crate::units::descriptor::Major;
 use crate::units::fragment::{WmmaMatrix, WmmaShape, wmma_elements};
@@ -28,7 +29,7 @@ fn accumulator_type(ty: Type) -> Option<Accumulator> {
 }
 
 /// `m16n8k16` and its like.
-fn shape(modifier: &str) -> Option<WmmaShape> {
+pub(super) fn shape(modifier: &str) -> Option<WmmaShape> {
     let (m, rest) = modifier.strip_prefix('m')?.split_once('n')?;
     let (n, k) = rest.split_once('k')?;
     Some(WmmaShape { m: m.parse().ok()?, n: n.parse().ok()?, k: k.parse().ok()? })
@@ -40,17 +41,17 @@ fn bits(operand: Operand) -> usize {
 }
 
 impl<'a> Decoder<'a> {
-    fn registers_read(&mut self, form: &Form<'a>, operand: &Written, count: usize) -> Result<Vec<u16>> {
+    pub(super) fn registers_read(&mut self, form: &Form<'a>, operand: &Written, count: usize) -> Result<Vec<u16>> {
         let list = self.vector(form, operand, count)?;
         list.iter().map(|register| self.src32(form, register, Type::B32)).collect()
     }
 
-    fn registers_written(&mut self, form: &Form<'a>, operand: &Written, count: usize) -> Result<Vec<u16>> {
+    pub(super) fn registers_written(&mut self, form: &Form<'a>, operand: &Written, count: usize) -> Result<Vec<u16>> {
         let list = self.vector(form, operand, count)?;
         list.iter().map(|register| self.dst32(form, register)).collect()
     }
 
-    fn vector<'b>(&self, form: &Form<'a>, operand: &'b Written, count: usize) -> Result<&'b [Written]> {
+    pub(super) fn vector<'b>(&self, form: &Form<'a>, operand: &'b Written, count: usize) -> Result<&'b [Written]> {
         match operand {
             Written::Vector(list) if list.len() == count => Ok(list),
             single if count == 1 && !matches!(single, Written::Vector(_)) => Ok(std::slice::from_ref(single)),
@@ -59,6 +60,10 @@ impl<'a> Decoder<'a> {
     }
 
     pub(super) fn mma(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
+        if is_tile(form) {
+            let fixed = form.take("sync") & form.take("aligned");
+            return if fixed { self.tile_mma(form, false) } else { Ok(None) };
+        }
         let fixed = form.take("sync") & form.take("aligned") & form.take("row") & form.take("col");
         let shapes = form.take_map(shape);
         let ([WmmaShape { m: 16, n: 8, k }], true) = (&shapes[..], fixed) else { return Ok(None) };
@@ -89,7 +94,9 @@ impl<'a> Decoder<'a> {
             return Ok(None);
         }
         match form.take_one(&["load", "store", "mma"]) {
+            Some("mma") if is_tile(form) => self.tile_mma(form, true),
             Some("mma") => self.wmma_mma(form),
+            Some(direction) if is_tile(form) => self.tile_move(form, direction == "store"),
             Some(direction) => self.wmma_move(form, direction == "store"),
             None => Ok(None),
         }
@@ -187,6 +194,7 @@ impl<'a> Decoder<'a> {
                 let [Written::Integer(newest @ 0..=7)] = form.operands() else { return Ok(None) };
                 Ok(Some(Op::WgmmaWait(*newest as u32)))
             }
+            Some(_) if is_tile(form) => self.wgmma_bytes(form),
             Some(_) => self.wgmma_product(form),
             None => Ok(None),
         }
@@ -236,6 +244,7 @@ impl<'a> Decoder<'a> {
         self.registers_read(form, &operands[0], count)?;
         let d = self.registers_written(form, &operands[0], count)?;
         let negate = [*scale_a == -1, *scale_b == -1];
+        let operand = WgmmaOperand::Float(operand);
         Ok(Some(Op::Wgmma(Box::new(Wgmma { operand, accumulator, n, k, d, a, b, accumulate, negate }))))
     }
 }
