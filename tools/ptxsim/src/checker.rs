@@ -45,6 +45,8 @@ pub struct LaunchInfo {
     pub lines: Arc<[Line]>,
     /// Seed of the run.
     pub seed: u64,
+    /// Clusters take turns on one thread, in an order that no option of the host changes.
+    pub in_turns: bool,
 }
 
 impl LaunchInfo {

@@ -373,6 +373,10 @@ pub enum Event<'a> {
         /// What.
         step: AsyncWait,
     },
+    /// A warp issued its part of a `wgmma`, with these operands.
+    WgmmaOperands(Site, WgmmaOperands),
+    /// The grid before this one has ended, and is visible.
+    GridReleased,
     /// `wgmma.fence`.
     WgmmaFence(Site),
     /// A warp reads and writes these registers while its warpgroup has `wgmma` in flight, or between them.
@@ -396,6 +400,17 @@ pub enum Event<'a> {
     CtaExit(u32),
     /// Nothing can run and nothing is in flight, or the limit of instructions is reached: every group that waits.
     Deadlock(&'a [Waiting]),
+}
+
+/// Operands of a `wgmma` that its four warps must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WgmmaOperands {
+    /// Descriptor of A, unless it lies in registers.
+    pub a: Option<u64>,
+    /// Descriptor of B.
+    pub b: u64,
+    /// Adds to D.
+    pub accumulate: bool,
 }
 
 /// Bytes that an asynchronous operation will touch.
@@ -447,7 +462,7 @@ impl Interest {
     pub const MBARRIER: Interest = Interest(1 << 7);
     /// [`Event::AsyncIssue`], [`Event::AsyncCommit`], [`Event::AsyncStep`].
     pub const ASYNC: Interest = Interest(1 << 8);
-    /// [`Event::WgmmaFence`], [`Event::Registers`].
+    /// [`Event::WgmmaFence`], [`Event::WgmmaOperands`], [`Event::Registers`].
     pub const REGISTERS: Interest = Interest(1 << 9);
     /// [`Event::PartialWarp`], [`Event::Exit`], [`Event::CtaExit`], [`Event::Deadlock`].
     pub const CONTROL: Interest = Interest(1 << 10);
@@ -487,8 +502,9 @@ impl Event<'_> {
             Event::WarpSync { .. } => Interest::WARP_SYNC,
             Event::Mbarrier(_) => Interest::MBARRIER,
             Event::AsyncIssue { .. } | Event::AsyncCommit { .. } | Event::AsyncStep { .. } => Interest::ASYNC,
-            Event::WgmmaFence(_) | Event::Registers { .. } => Interest::REGISTERS,
+            Event::WgmmaFence(_) | Event::Registers { .. } | Event::WgmmaOperands(..) => Interest::REGISTERS,
             Event::PartialWarp(_) | Event::Exit(_) | Event::CtaExit(_) | Event::Deadlock(_) => Interest::CONTROL,
+            Event::GridReleased => Interest::CONTROL,
         }
     }
 }

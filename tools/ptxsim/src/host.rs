@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::address::Space;
+use crate::dependents::{self, Request};
 use crate::error::{Error, Result};
 use crate::front::parser::parse;
 use crate::launch::{self, Geometry, Outcome};
@@ -222,6 +223,24 @@ impl Device {
         let outcome = launch::run(&function.program, &self.memory, geometry, bank, options, workspace);
         self.memory.free(workspace)?;
         outcome
+    }
+
+    /// Runs two kernels, the second launched so that it may start before the first has ended: it starts as early as
+    /// `griddepcontrol` allows. What it touches before its `griddepcontrol.wait`, and the first one writes or reads, is a finding.
+    ///
+    /// # Errors
+    /// As [`Device::launch`], for either kernel.
+    pub fn launch_dependent(
+        &self,
+        first: (&Function, &Geometry, &[Arg]),
+        second: (&Function, &Geometry, &[Arg]),
+        options: &Options,
+    ) -> Result<[Outcome; 2]> {
+        let bank = |(function, _, args): (&Function, &Geometry, &[Arg])| parameter_bank(&function.program, args);
+        let (one, two) = (bank(first)?, bank(second)?);
+        let first = Request { program: &first.0.program, geometry: first.1, params: one };
+        let second = Request { program: &second.0.program, geometry: second.1, params: two };
+        dependents::run(first, second, &self.memory, options)
     }
 
     /// Where an address lies, in words.

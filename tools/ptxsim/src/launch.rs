@@ -191,6 +191,25 @@ pub fn run(
     options: &Options,
     workspace: u64,
 ) -> Result<Outcome> {
+    let (launch, clusters) = prepare(program, memory, geometry, params, options, workspace)?;
+    let blocks_before = memory.heap.count();
+    let (mut ended, counters) = match program.cooperative {
+        true => in_turns(&launch, clusters, if workspace == 0 { RESIDENT } else { usize::MAX }),
+        false => in_parallel(&launch, clusters),
+    };
+    ended.sort_by_key(|end| end.number);
+    join(&launch, ended, counters, blocks_before)
+}
+
+/// A launch before its first cluster, and the number of them.
+pub(crate) fn prepare<'a>(
+    program: &'a Program,
+    memory: &'a GlobalMemory,
+    geometry: &Geometry,
+    params: Vec<u8>,
+    options: &'a Options,
+    workspace: u64,
+) -> Result<(Launch<'a>, u32)> {
     let cluster = match (geometry.cluster, program.bounds.cluster_required) {
         (Some(given), Some(required)) if given != required => {
             return Err(refuse(program, format!("cluster {given:?} differs from .reqnctapercluster {required:?}")));
@@ -208,6 +227,7 @@ pub fn run(
         local_bytes: program.functions[0].local_bytes,
         lines: program.lines.clone(),
         seed: options.seed,
+        in_turns: program.cooperative,
     };
     let launch = Launch {
         info,
@@ -228,25 +248,19 @@ pub fn run(
         let most = resident_ctas(&launch.info);
         return Err(refuse(program, format!("a cooperative launch of {ctas} CTAs; the device holds {most} at once")));
     }
-    let blocks_before = memory.heap.count();
-    let (mut ended, counters) = match program.cooperative {
-        true => in_turns(&launch, clusters, if workspace == 0 { RESIDENT } else { usize::MAX }),
-        false => in_parallel(&launch, clusters),
-    };
-    ended.sort_by_key(|end| end.number);
-    join(&launch, ended, counters, blocks_before)
+    Ok((launch, clusters))
 }
 
 /// A cluster that has ended.
-struct Ended {
-    number: u32,
+pub(crate) struct Ended {
+    pub number: u32,
     findings: Findings,
     residues: Vec<Option<Box<dyn Any + Send>>>,
     printed: Vec<u8>,
     error: Option<Error>,
 }
 
-fn end(mut cluster: Cluster, status: Result<Status>, kept: &mut Kept) -> Ended {
+pub(crate) fn end(mut cluster: Cluster, status: Result<Status>, kept: &mut Kept) -> Ended {
     if !cluster.deferred.is_empty() {
         cluster.take_turn();
     }
@@ -330,7 +344,7 @@ fn in_turns(launch: &Launch, clusters: u32, most: usize) -> (Vec<Ended>, Counter
     (done, counters)
 }
 
-fn join(launch: &Launch, ended: Vec<Ended>, counters: Counters, blocks_before: usize) -> Result<Outcome> {
+pub(crate) fn join(launch: &Launch, ended: Vec<Ended>, counters: Counters, blocks_before: usize) -> Result<Outcome> {
     let mut findings = Findings::default();
     let mut residues: Vec<Vec<(u32, Box<dyn Any + Send>)>> = launch.kinds.iter().map(|_| Vec::new()).collect();
     let mut printed = Vec::new();

@@ -20,5 +20,6 @@ pub mod exec;
 pub mod checkers;
 pub mod counters;
 pub mod launch;
+pub mod dependents;
 pub mod host;
 pub mod mutation;

@@ -3,6 +3,7 @@
 pub mod alignment;
 pub mod bounds;
 pub mod convergence;
+pub mod dependents;
 pub mod global_races;
 pub mod leaks;
 pub mod mbarriers;
@@ -10,6 +11,7 @@ mod order;
 pub mod proxy_fences;
 pub mod shared_races;
 pub mod uninitialised;
+mod wgmma_operands;
 pub mod wgmma_registers;
 
 use crate::checker::CheckerKind;

@@ -1,11 +1,12 @@
 //! Reads of bytes that nobody wrote, in global, shared and local memory: a shadow bit per byte.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::address::{Space, shared_offset, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
-use crate::event::{Access, AccessKind, Event, Interest, Run};
+use crate::event::{Access, AccessKind, Event, Interest, Run, Site};
 use crate::memory::Allocation;
 use crate::scalar::lanes::each;
 
@@ -63,7 +64,76 @@ impl Shadow {
     }
 }
 
+/// Bytes of a page of a cluster's own writes.
+const PAGE_BYTES: u64 = 4096;
+
+/// A read of bytes that neither the host nor the cluster itself had written: a fault unless an earlier cluster wrote them.
+struct Doubt {
+    site: Site,
+    lane: u32,
+    address: u64,
+    bytes: u32,
+}
+
+/// What a cluster did to global memory, while others may run at the same time. Which of them comes first in time depends on
+/// the threads of the host; so each keeps its own marks, and all are joined in their order, as if one ran after the other.
+#[derive(Default)]
+struct Own {
+    written: HashMap<u64, [u64; PAGE_BYTES as usize / 64]>,
+    doubts: Vec<Doubt>,
+}
+
+impl Own {
+    /// Words of the marks that some bytes have: (page, word, bits).
+    fn fields(address: u64, bytes: u64) -> impl Iterator<Item = (u64, usize, u64)> {
+        let end = address + bytes;
+        let starts = std::iter::successors(Some(address), |start| Some((start / 64 + 1) * 64));
+        starts.take_while(move |start| *start < end).map(move |start| {
+            let count = (end - start).min(64 - start % 64);
+            let ones = if count == 64 { u64::MAX } else { (1 << count) - 1 };
+            (start / PAGE_BYTES, (start % PAGE_BYTES / 64) as usize, ones << (start % 64))
+        })
+    }
+
+    fn mark(&mut self, address: u64, bytes: u64) {
+        for (page, word, bits) in Own::fields(address, bytes) {
+            self.written.entry(page).or_insert([0; PAGE_BYTES as usize / 64])[word] |= bits;
+        }
+    }
+
+    fn wrote(&self, address: u64, bytes: u64) -> bool {
+        Own::fields(address, bytes)
+            .all(|(page, word, bits)| self.written.get(&page).is_some_and(|marks| marks[word] & bits == bits))
+    }
+
+    /// Whether the host or this cluster wrote each of these bytes.
+    fn known(&self, a: &Allocation, address: u64, bytes: u64) -> bool {
+        let at = address - a.base;
+        let both = || (0..bytes).all(|i| a.is_written(at + i, 1) || self.wrote(address + i, 1));
+        a.is_written(at, bytes) || self.wrote(address, bytes) || both()
+    }
+
+    fn access(&mut self, context: &Context, access: &Access) {
+        for run in access.runs {
+            let (at, bytes) = (run.address, run.bytes as u64);
+            let Some(a) = context.memory.find(at).filter(|a| !a.complete()) else { continue };
+            if access.kind != AccessKind::Write && !self.known(a, at, bytes) {
+                let bad = lanes_of(access, run, |address, bytes| self.known(a, address, bytes as u64));
+                for lane in each(bad) {
+                    let (site, address, bytes) = (access.site, access.addresses[lane], access.bytes);
+                    self.doubts.push(Doubt { site, lane: lane as u32, address, bytes });
+                }
+            }
+            if access.kind != AccessKind::Read {
+                self.mark(at, bytes);
+            }
+        }
+    }
+}
+
 struct Watcher {
+    /// Global memory, where clusters run at the same time; else its own marks tell.
+    own: Option<Own>,
     shared: Vec<Shadow>,
     /// Local memory of a thread, by (CTA, warp, lane).
     local: HashMap<(u32, u32, u32), Shadow>,
@@ -73,7 +143,31 @@ impl CheckerKind for Uninitialised {
     fn start(&self, context: &Context) -> Box<dyn Checker> {
         let ctas = context.launch.cluster_ctas() as usize;
         let shared = vec![Shadow::new(context.launch.shared_bytes); ctas];
-        Box::new(Watcher { shared, local: HashMap::new() })
+        let own = (!context.launch.in_turns).then(Own::default);
+        Box::new(Watcher { own, shared, local: HashMap::new() })
+    }
+
+    fn merge(&self, context: &Context, residues: Vec<(u32, Box<dyn Any + Send>)>, findings: &mut Findings) {
+        for (cluster, residue) in residues {
+            let Ok(own) = residue.downcast::<Own>() else { continue };
+            let context = Context { cluster, ..*context };
+            for Doubt { site, lane, address, bytes } in own.doubts {
+                let holds = context.memory.find(address);
+                if !holds.is_some_and(|a| a.is_written(address - a.base, bytes as u64)) {
+                    report(&context, (site, lane, address), (bytes, Space::Global), 1, findings);
+                }
+            }
+            for (page, marks) in own.written {
+                for (word, bits) in marks.iter().enumerate() {
+                    each_run(*bits, |start, count| {
+                        let address = page * PAGE_BYTES + 64 * word as u64 + start;
+                        if let Some(a) = context.memory.find(address) {
+                            a.mark(address - a.base, count);
+                        }
+                    });
+                }
+            }
+        }
     }
 }
 
@@ -150,6 +244,32 @@ fn step(shadow: &mut Shadow, access: &Access, at: u32) -> u32 {
     bad as u32
 }
 
+/// Runs of ones: (first, how many).
+fn each_run(mut bits: u64, mut then: impl FnMut(u64, u64)) {
+    while bits != 0 {
+        let start = bits.trailing_zeros();
+        let count = (bits >> start).trailing_ones();
+        then(start as u64, count as u64);
+        bits &= if start + count == 64 { 0 } else { u64::MAX << (start + count) };
+    }
+}
+
+fn report(
+    context: &Context,
+    (site, lane, address): (Site, u32, u64),
+    (bytes, space): (u32, Space),
+    count: u64,
+    findings: &mut Findings,
+) {
+    findings.report(context, "uninitialised", "read", (site.pc, None), count, || Case {
+        site,
+        lane: Some(lane),
+        address: Some(address),
+        message: format!("{bytes} bytes at {address:#x} in {} memory were never written", space.name()),
+        other: None,
+    });
+}
+
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
         Interest::SHARED.and(Interest::GLOBAL).and(Interest::LOCAL)
@@ -161,27 +281,25 @@ impl Checker for Watcher {
         if lanes == 0 {
             return;
         }
-        let bad = match access.space {
-            Space::Global => Watcher::global(context, access),
-            Space::Shared => self.shared(access),
-            Space::Local => self.local(context, access, lanes),
-            Space::Const | Space::Param => 0,
+        let bad = match (access.space, &mut self.own) {
+            (Space::Global, None) => Watcher::global(context, access),
+            (Space::Global, Some(own)) => {
+                own.access(context, access);
+                0
+            }
+            (Space::Shared, _) => self.shared(access),
+            (Space::Local, _) => self.local(context, access, lanes),
+            (Space::Const | Space::Param, _) => 0,
         };
         if bad == 0 {
             return;
         }
         let lane = bad.trailing_zeros();
-        let address = access.addresses[lane as usize];
-        findings.report(context, "uninitialised", "read", (access.site.pc, None), bad.count_ones() as u64, || Case {
-            site: access.site,
-            lane: Some(lane),
-            address: Some(address),
-            message: format!(
-                "{} bytes at {address:#x} in {} memory were never written",
-                access.bytes,
-                access.space.name()
-            ),
-            other: None,
-        });
+        let at = (access.site, lane, access.addresses[lane as usize]);
+        report(context, at, (access.bytes, access.space), bad.count_ones() as u64, findings);
+    }
+
+    fn into_residue(self: Box<Self>) -> Option<Box<dyn Any + Send>> {
+        self.own.map(|own| Box::new(own) as Box<dyn Any + Send>)
     }
 }

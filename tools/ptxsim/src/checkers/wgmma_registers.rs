@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::wgmma_operands::Operands;
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{AsyncId, AsyncKind, AsyncWait, Event, Interest, Site};
 
@@ -16,7 +17,7 @@ pub struct WgmmaRegisters;
 
 impl CheckerKind for WgmmaRegisters {
     fn start(&self, _context: &Context) -> Box<dyn Checker> {
-        Box::new(Watcher { warps: HashMap::new() })
+        Box::new(Watcher { warps: HashMap::new(), operands: Operands::default() })
     }
 }
 
@@ -40,6 +41,7 @@ struct Warp {
 
 struct Watcher {
     warps: HashMap<(u32, u32), Warp>,
+    operands: Operands,
 }
 
 impl Checker for Watcher {
@@ -49,6 +51,7 @@ impl Checker for Watcher {
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {
         match *event {
+            Event::WgmmaOperands(site, operands) => self.operands.issue(context, NAME, site, operands, findings),
             Event::WgmmaFence(site) => self.warps.entry((site.cta, site.warp)).or_default().fences += 1,
             Event::AsyncStep { site, id, kind: AsyncKind::Wgmma, step: AsyncWait::Waited } => {
                 let warp = self.warps.entry((site.cta, site.warp)).or_default();

@@ -268,6 +268,7 @@ impl MapFile {
                 FillFile::Zero => Fill::Zero,
                 FillFile::Nan => Fill::Nan,
             },
+            im2col: None,
         };
         map.encode().map(|bytes| bytes.to_vec()).map_err(refuse)
     }

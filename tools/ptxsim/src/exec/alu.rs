@@ -121,6 +121,7 @@ impl<'a> Cluster<'a> {
     fn execute_tensor(&mut self, warp: &mut Warp, site: Site, instr: &'a Instr) -> Result<After> {
         match &instr.op {
             Op::WmmaMove(tile) => self.wmma_move(warp, site, tile)?,
+            Op::SparseMma(mma) => self.sparse_mma(warp, site, mma)?,
             Op::TileMma(mma) => self.tile_mma(warp, site, mma),
             Op::TileMove(tile) => self.tile_move(warp, site, tile)?,
             Op::Wgmma(wgmma) => self.wgmma(warp, site, wgmma)?,
@@ -133,18 +134,21 @@ impl<'a> Cluster<'a> {
                 self.map(warp, site.mask, AnyDst::Narrow(*d), AnySrc::Wide(*token), pending);
             }
             Op::CopyArrive { space, address, counted } => self.copy_arrive(warp, site, (*space, *address), *counted)?,
+            Op::StoreAsync(store) => self.store_async(warp, site, store)?,
+            Op::MapReplace(replace) => self.map_replace(warp, site, replace)?,
+            Op::MapCopy(copy) => self.map_copy(warp, site, copy)?,
             Op::Bulk(bulk) => self.bulk(warp, site, bulk)?,
             Op::BulkCommit => self.bulk_commit(warp, site),
             Op::BulkWait { newest, read } => self.bulk_wait(warp, site, *newest, *read)?,
             Op::SetMaxRegisters { count, more } => return self.set_max_registers(warp, site, *count, *more),
             // Grids run one after the other: the one before this has ended.
-            Op::GridDependency { .. } => {}
+            Op::GridDependency { waits } => return Ok(self.grid_dependency(warp, *waits)),
             _ => return Err(self.error(site, "operation without an executor")),
         }
         Ok(After::Next)
     }
 
-    fn fence(&mut self, site: Site, kind: FenceKind, semantics: Semantics, scope: Scope) {
+    pub(super) fn fence(&mut self, site: Site, kind: FenceKind, semantics: Semantics, scope: Scope) {
         if self.watch.wants(Interest::FENCE) {
             self.watch.emit(&Event::Fence { site, kind, semantics, scope });
         }

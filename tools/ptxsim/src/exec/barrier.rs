@@ -156,7 +156,7 @@ impl<'a> Cluster<'a> {
         let (barrier, generation) = match wait {
             Wait::Barrier { id, generation } => (BarrierId::Named(*id), *generation),
             Wait::ClusterBarrier { generation } => (BarrierId::Cluster, *generation),
-            Wait::Gather | Wait::WarpBarrier(_) | Wait::Registers(_) => return,
+            Wait::Gather | Wait::WarpBarrier(_) | Wait::Registers(_) | Wait::Grid => return,
         };
         if self.watch.wants(Interest::BARRIER) {
             self.watch.emit(&Event::BarrierPass { site, barrier, generation });

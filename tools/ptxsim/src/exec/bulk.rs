@@ -16,7 +16,7 @@ use crate::event::{
 };
 use crate::front::ast::Type;
 use crate::options::AsyncPolicy;
-use crate::program::hopper_op::{BulkCopy, BulkPlace};
+use crate::program::hopper_op::{BulkCopy, BulkPlace, StoreAsync};
 use crate::program::op::{Address, AtomicOp, MemorySpace};
 use crate::scalar::lanes::{L64, each};
 use crate::units::swizzle::Swizzle;
@@ -39,6 +39,7 @@ pub struct Bulk {
     bytes: u32,
     map: Option<Box<TensorMap>>,
     reduce: Option<(AtomicOp, Type)>,
+    proxy: Proxy,
     /// What was read, once it was.
     data: Option<Vec<u8>>,
 }
@@ -111,7 +112,18 @@ impl<'a> Cluster<'a> {
         };
         let align = if tensor.is_some() { 128 } else { 16 };
         let (rows, bytes) = match &tensor {
-            Some((map, coordinates)) => (map.rows(coordinates), map.box_bytes()),
+            Some((map, coordinates)) => {
+                let rows = match (&map.im2col, &op.im2col) {
+                    (None, None) => map.rows(coordinates),
+                    (Some(im2col), Some(offsets)) => {
+                        let mut values: Vec<u16> = offsets.iter().map(|offset| source(*offset) as u16).collect();
+                        values.resize(coordinates.len() - 2, 0);
+                        map.pixels(im2col, coordinates, &values)
+                    }
+                    _ => return Err(self.error(site, "only one of the tensor map and the instruction is im2col")),
+                };
+                (rows, map.box_bytes())
+            }
             None => {
                 let bytes = op.bytes.map_or(0, source);
                 if !bytes.is_multiple_of(16) {
@@ -151,7 +163,52 @@ impl<'a> Cluster<'a> {
         let group = barrier.is_none().then(|| warp.bulk_committed[lane]);
         let map = tensor.map(|(map, _)| Box::new(map));
         let source_waited = false;
-        Ok(Some(Bulk { lane, group, source_waited, from, to, barriers, rows, bytes, map, reduce, data: None }))
+        let (proxy, data) = (Proxy::Async, None);
+        Ok(Some(Bulk { lane, group, source_waited, from, to, barriers, rows, bytes, map, reduce, proxy, data }))
+    }
+
+    /// `st.async`, `red.async`: a few bytes of each lane, which it need not read from memory.
+    pub(super) fn store_async(&mut self, warp: &mut Warp, site: Site, op: &StoreAsync) -> Result<()> {
+        let (to, barriers) = (self.addresses(warp, op.to), self.addresses(warp, op.barrier));
+        let bytes = op.ty.bytes() * op.values.len() as u32;
+        for lane in each(site.mask) {
+            let site = Site { mask: 1 << lane, ..site };
+            let (to, barrier) = (shared(to.0[lane]), shared(barriers.0[lane]));
+            if shared_rank(to) != shared_rank(barrier) {
+                return Err(self.error(site, "the mbarrier lies in another CTA than the destination"));
+            }
+            let mut data = Vec::new();
+            for value in &op.values {
+                let value = self.launch.program.lane(&warp.regs, *value, lane);
+                data.extend_from_slice(&value.to_le_bytes()[..op.ty.bytes() as usize]);
+            }
+            let bulk = Bulk {
+                lane,
+                group: None,
+                source_waited: false,
+                from: End::Shared(to),
+                to: vec![End::Shared(to)],
+                barriers: vec![barrier],
+                rows: Vec::new(),
+                bytes,
+                map: None,
+                reduce: op.reduce.map(|reduce| (reduce, op.ty)),
+                proxy: Proxy::Generic,
+                data: Some(data),
+            };
+            let id = self.new_async();
+            if self.watch.wants(Interest::ASYNC) {
+                // Reductions of others may land at the same time: no bytes are this one's alone.
+                let writes = if op.reduce.is_some() { Vec::new() } else { ranges(&bulk, End::Shared(to)) };
+                let kind = bulk.kind();
+                self.watch.emit(&Event::AsyncIssue { site, id, kind, reads: &[], writes: &writes });
+            }
+            self.pending.push(Pending { id, site, landed: false, work: Work::Bulk(Box::new(bulk)) });
+            if self.launch.options.asynchrony == AsyncPolicy::Early {
+                self.land(self.pending.len() - 1)?;
+            }
+        }
+        Ok(())
     }
 
     /// Destinations and mbarriers: one, or one in each CTA of a multicast.
@@ -301,6 +358,7 @@ impl<'a> Cluster<'a> {
                 Kind { semantics: Semantics::Relaxed, ..relaxed }
             }
         };
+        let kind = Kind { proxy: bulk.proxy, ..kind };
         for end in &bulk.to {
             match end {
                 End::Global => self.rows_of(site, &bulk, kind, |cluster, row| {
@@ -357,7 +415,7 @@ impl<'a> Cluster<'a> {
             |at: u32| start - u64::from(shared_offset(start)) + u64::from(swizzle.apply(shared_offset(start) + at));
         let dense = bulk.is_dense(start);
         if dense {
-            let kind = Kind { bytes: bulk.bytes, align: 16, ..kind };
+            let kind = Kind { bytes: bulk.bytes, align: bulk.bytes.min(16), ..kind };
             let tested = self.test(0, Site { mask: 1, ..site }, Space::Shared, &L64([start; 32]), kind)?;
             if tested.lanes == 0 {
                 return Ok(());

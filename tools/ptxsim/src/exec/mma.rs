@@ -6,11 +6,11 @@ use super::warp::Warp;
 use crate::error::Result;
 use crate::event::{AccessKind, Site, WarpSync};
 use crate::options::TensorMode;
-use crate::program::matrix_op::{Mma, WmmaMove};
+use crate::program::matrix_op::{Mma, SparseMma, WmmaMove};
 use crate::scalar::lanes::{L32, L64, blend32, each};
-use crate::units::fragment::{self, WmmaMatrix};
-use crate::units::mma;
+use crate::units::fragment::{self, Register, WmmaMatrix};
 use crate::units::tensor_core::{Arithmetic, Generation, Product};
+use crate::units::{mma, sparse};
 
 impl<'a> Cluster<'a> {
     /// How this launch's tensor cores add.
@@ -75,6 +75,26 @@ impl<'a> Cluster<'a> {
     fn mma_done(&mut self, site: Site, macs: usize) {
         self.counters.tensor(site.pc, macs as u64);
         self.warp_sync(site, WarpSync::Matrix, u32::MAX, 0);
+    }
+
+    pub(super) fn sparse_mma(&mut self, warp: &mut Warp, site: Site, op: &SparseMma) -> Result<()> {
+        let program = self.launch.program;
+        let (operand, accumulator, arithmetic) = (op.operand, op.accumulator, self.tensor_arithmetic());
+        let product = Product { operand, accumulator, arithmetic, k: op.k / 2 };
+        let list = |sources: &[u16]| -> Vec<&Register> {
+            sources.iter().map(|source| &program.source32(&warp.regs, *source).0).collect()
+        };
+        let [a, b, c] = [0, 1, 2].map(|matrix| list(&op.sources[matrix]));
+        let metadata = &program.source32(&warp.regs, op.metadata).0;
+        let mut d: Vec<Register> = c.into_iter().copied().collect();
+        sparse::mma_sparse(self.arch, product, (&a, &b), (metadata, op.selector), &mut d)
+            .map_err(|why| self.error(site, &why))?;
+        for (slot, value) in op.d.iter().zip(d) {
+            blend32(self.arch, &mut warp.regs.narrow[*slot as usize], &L32(value), site.mask);
+        }
+        self.counters.tensor(site.pc, (16 * 8 * op.k / 2) as u64);
+        self.warp_sync(site, WarpSync::Matrix, u32::MAX, 0);
+        Ok(())
     }
 
     /// Every lane reads or writes the elements of its fragment, one after the other.

@@ -20,6 +20,7 @@ pub(crate) mod copy;
 mod mma;
 mod mbarrier;
 mod bulk;
+mod maps;
 mod tile;
 mod wgmma;
 mod registers;
@@ -133,6 +134,10 @@ pub struct Cluster<'a> {
     pub next_async: u64,
     /// `barrier.cluster`.
     pub cluster_barrier: ClusterBarrier,
+    /// Where it waits for another grid.
+    pub hold: Hold,
+    /// CTAs that have executed `griddepcontrol.launch_dependents`.
+    triggered: Vec<bool>,
     /// Float reductions that wait for the cluster's turn.
     pub deferred: Vec<atomic::Deferred<'a>>,
     /// Somebody wants to know which registers instructions touch: the kernel has `wgmma`.
@@ -146,6 +151,18 @@ pub struct Cluster<'a> {
     runs: Vec<Run>,
 }
 
+/// At which `griddepcontrol` a cluster waits until it is released.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// At none.
+    #[default]
+    Nowhere,
+    /// `launch_dependents`: it goes on as late as it may.
+    AtTrigger,
+    /// `wait`: the grid before it has not ended.
+    AtWait,
+}
+
 /// How far a cluster came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -153,6 +170,8 @@ pub enum Status {
     Done,
     /// It can go on, but its rounds are used up.
     Paused,
+    /// Nothing can run before it is released.
+    Held,
     /// Nothing can run any more.
     Stuck,
 }
@@ -200,6 +219,8 @@ impl<'a> Cluster<'a> {
             pending: Vec::new(),
             next_async: 0,
             cluster_barrier: ClusterBarrier::default(),
+            hold: Hold::Nowhere,
+            triggered: vec![false; count as usize],
             deferred: Vec::new(),
             polls: 0,
             idle_rounds: 0,
@@ -241,6 +262,9 @@ impl<'a> Cluster<'a> {
             let asked_only = !worked && self.executed - before <= u64::from(step::ASK * self.polls);
             let is_quiet = ran > 0 && asked_only && self.pending.iter().all(|pending| pending.landed);
             self.quiet_rounds = if is_quiet { self.quiet_rounds + 1 } else { 0 };
+            if self.quiet_rounds > HUNG_ROUNDS && self.is_held() {
+                return Ok(Status::Held);
+            }
             if self.quiet_rounds > HUNG_ROUNDS {
                 return self.stuck("all warps wait for mbarriers and nothing is in flight");
             }
@@ -248,11 +272,43 @@ impl<'a> Cluster<'a> {
             if ran > 0 || self.idle_rounds == 0 {
                 continue;
             }
+            if self.is_held() {
+                return Ok(Status::Held);
+            }
             if !self.force_partial() {
                 return self.stuck("no warp can go on and nothing is in flight");
             }
         }
         Ok(Status::Paused)
+    }
+
+    /// Whether some lanes wait to be released.
+    fn is_held(&self) -> bool {
+        let warps = self.ctas.iter().flat_map(|cta| cta.warps.iter().flatten());
+        self.hold != Hold::Nowhere && warps.flat_map(|warp| &warp.groups).any(|group| group.wait == Some(Wait::Grid))
+    }
+
+    /// Whether all CTAs let dependents start, or have exited.
+    pub fn has_triggered(&self) -> bool {
+        self.ctas.iter().zip(&self.triggered).all(|(cta, triggered)| *triggered || cta.live_warps == 0)
+    }
+
+    /// The other grid has come so far.
+    pub fn release(&mut self) {
+        let before_has_ended = std::mem::take(&mut self.hold) == Hold::AtWait;
+        (self.quiet_rounds, self.idle_rounds) = (0, 0);
+        if before_has_ended && self.watch.wants(Interest::CONTROL) {
+            self.watch.emit(&Event::GridReleased);
+        }
+    }
+
+    /// `griddepcontrol`.
+    fn grid_dependency(&mut self, warp: &Warp, waits: bool) -> step::After {
+        if !waits {
+            self.triggered[warp.cta as usize] = true;
+        }
+        let holds = if waits { Hold::AtWait } else { Hold::AtTrigger };
+        if self.hold == holds { step::After::Wait(Wait::Grid) } else { step::After::Next }
     }
 
     fn quantum(&mut self) -> u32 {
@@ -357,6 +413,7 @@ impl<'a> Cluster<'a> {
                 let expected = barrier.expected.map_or_else(|| "all".to_string(), |threads| threads.to_string());
                 format!("waits at barrier {id}: {} of {expected} threads have arrived", barrier.arrived)
             }
+            Some(Wait::Grid) => "waits for another grid".to_string(),
             Some(Wait::Registers(count)) => {
                 format!("waits for {count} registers per thread: the CTA has {} to give", cta.free_registers)
             }

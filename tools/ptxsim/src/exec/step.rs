@@ -82,6 +82,7 @@ impl<'a> Cluster<'a> {
             Some(Wait::Barrier { id, generation }) => {
                 self.ctas[warp.cta as usize].barriers[*id as usize].generation > *generation
             }
+            Some(Wait::Grid) => self.hold == super::Hold::Nowhere,
             Some(Wait::ClusterBarrier { generation }) => self.cluster_barrier.generation > *generation,
             Some(Wait::Registers(count)) => {
                 // The instruction runs again, and takes them.

@@ -74,6 +74,8 @@ pub enum Wait {
         /// Use.
         generation: u64,
     },
+    /// Another grid.
+    Grid,
     /// This many registers per thread.
     Registers(u32),
     /// The cluster barrier's use.

@@ -10,7 +10,9 @@ use super::copy::{Pending, Work};
 use super::warp::{RegFile, Warp};
 use crate::address::{SHARED_STRIDE, Space};
 use crate::error::Result;
-use crate::event::{AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, AsyncWait, Event, Interest, Proxy, Site};
+use crate::event::{
+    AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, AsyncWait, Event, Interest, Proxy, Site, WgmmaOperands,
+};
 use crate::options::AsyncPolicy;
 use crate::program::matrix_op::{Wgmma, WgmmaA, WgmmaOperand};
 use crate::program::op::{Instr, Op};
@@ -77,19 +79,21 @@ impl<'a> Cluster<'a> {
             let first = values.0[site.mask.trailing_zeros() as usize];
             each(site.mask).all(|lane| values.0[lane] == first).then_some(first)
         };
-        let decode = |source: u16| -> std::result::Result<Descriptor, String> {
-            let bits = uniform(source).ok_or("the matrix descriptor differs between lanes")?;
-            Ok(Descriptor::decode(bits))
-        };
-        let a = match &op.a {
-            WgmmaA::Descriptor(source, _) => Some(decode(*source)),
+        let bits = |source: u16| uniform(source).ok_or("the matrix descriptor differs between lanes");
+        let a_bits = match &op.a {
+            WgmmaA::Descriptor(source, _) => Some(bits(*source)),
             WgmmaA::Registers(_) => None,
         };
-        let a = a.transpose().map_err(|why| self.error(site, &why))?;
-        let b = decode(op.b.0).map_err(|why| self.error(site, &why))?;
+        let a_bits = a_bits.transpose().map_err(|why| self.error(site, why))?;
+        let b_bits = bits(op.b.0).map_err(|why| self.error(site, why))?;
+        let (a, b) = (a_bits.map(Descriptor::decode), Descriptor::decode(b_bits));
         let scale = program.predicate(&warp.regs, op.accumulate) & site.mask;
         if scale != 0 && scale != site.mask {
             return Err(self.error(site, "scale-d differs between lanes"));
+        }
+        if self.watch.wants(Interest::REGISTERS) {
+            let operands = WgmmaOperands { a: a_bits, b: b_bits, accumulate: scale != 0 };
+            self.watch.emit(&Event::WgmmaOperands(site, operands));
         }
         let group = warp.wgmma_committed;
         let work = Product16 { frame: warp.frame, a, b, accumulate: scale != 0, group };

@@ -1,8 +1,9 @@
 //! Decoded operations of sm_90: mbarriers, bulk and tensor copies.
 
-use super::op::{Address, AnyDst, AtomicOp, MemorySpace, Src, Src64};
+use super::op::{Address, AnyDst, AnySrc, AtomicOp, MemorySpace, Src, Src64};
 use crate::event::{Scope, Semantics};
 use crate::front::ast::Type;
+use crate::units::tensor_map::MapField;
 
 /// Phase that a wait asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,47 @@ pub struct BulkCopy {
     pub barrier: Option<Address>,
     /// CTAs of the cluster that get the data.
     pub multicast: Option<Src>,
+    /// Tensor copies of pixels: offsets of each, or none.
+    pub im2col: Option<Vec<Src>>,
     /// Adds to the destination instead of overwriting it: operation, and type where no map says it.
     pub reduce: Option<(AtomicOp, Option<Type>)>,
+}
+
+/// `st.async` and `red.async`: a store to the shared memory of a CTA of the cluster that tells an mbarrier there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreAsync {
+    /// Destination.
+    pub to: Address,
+    /// Values, one after the other.
+    pub values: Vec<AnySrc>,
+    /// Type of each.
+    pub ty: Type,
+    /// The mbarrier.
+    pub barrier: Address,
+    /// Combines instead of overwriting.
+    pub reduce: Option<AtomicOp>,
+}
+
+/// `tensormap.replace`: a field of a map in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MapReplace {
+    /// Named or generic.
+    pub space: MemorySpace,
+    /// The map.
+    pub address: Address,
+    /// Which field.
+    pub field: MapField,
+    /// New value.
+    pub value: AnySrc,
+}
+
+/// `tensormap.cp_fenceproxy`: a map from shared to global memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MapCopy {
+    /// Global destination.
+    pub to: Address,
+    /// Shared source.
+    pub from: Address,
+    /// Scope of the release.
+    pub scope: Scope,
 }

@@ -46,6 +46,25 @@ pub struct WmmaMove {
     pub store: bool,
 }
 
+/// `mma.sp.sync` (16 rows, 8 columns).
+#[derive(Clone, Debug, PartialEq)]
+pub struct SparseMma {
+    /// Type of A and B.
+    pub operand: Operand,
+    /// Type of C and D.
+    pub accumulator: Accumulator,
+    /// Depth, with the zeros that are not stored.
+    pub k: usize,
+    /// A, B, C.
+    pub sources: [Vec<Src>; 3],
+    /// Places of the stored elements.
+    pub metadata: Src,
+    /// Which lanes hold them.
+    pub selector: usize,
+    /// D.
+    pub d: Vec<u16>,
+}
+
 /// `mma.sync` and `wmma.mma` of integers, bits, f64 and 8-bit floats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TileMma {

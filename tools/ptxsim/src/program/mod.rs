@@ -529,13 +529,16 @@ impl Op {
                 | Op::Mma(_)
                 | Op::WmmaMove(_)
                 | Op::TileMma(_)
+                | Op::SparseMma(_)
                 | Op::TileMove(_)
+                | Op::MapCopy(_)
                 | Op::Wgmma(_)
                 | Op::WgmmaFence
                 | Op::WgmmaCommit
                 | Op::WgmmaWait(_)
                 | Op::BulkWait { .. }
                 | Op::SetMaxRegisters { .. }
+                | Op::GridDependency { .. }
         )
     }
 
@@ -568,7 +571,7 @@ impl Op {
             Op::ClusterArrive(_, aligned) | Op::ClusterWait(aligned) => *aligned,
             Op::Matrix(_) | Op::MoveMatrix(..) | Op::Mma(_) | Op::WmmaMove(_) | Op::SetMaxRegisters { .. } => true,
             Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait(_) => true,
-            Op::TileMma(_) | Op::TileMove(_) => true,
+            Op::TileMma(_) | Op::SparseMma(_) | Op::TileMove(_) | Op::MapCopy(_) => true,
             _ => false,
         }
     }

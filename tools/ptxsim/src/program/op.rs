@@ -1,7 +1,7 @@
 //! Decoded operations: what the executor runs. Operands are register slots; constants are rows of a table.
 
-use super::hopper_op::{BulkCopy, Mbarrier};
-use super::matrix_op::{Mma, TileMma, TileMove, Wgmma, WmmaMove};
+use super::hopper_op::{BulkCopy, MapCopy, MapReplace, Mbarrier, StoreAsync};
+use super::matrix_op::{Mma, SparseMma, TileMma, TileMove, Wgmma, WmmaMove};
 use crate::address::Space;
 use crate::event::{FenceKind, Scope, Semantics};
 use crate::front::ast::Type;
@@ -498,6 +498,8 @@ pub enum Op {
     Mma(Box<Mma>),
     /// `wmma.load`, `wmma.store`.
     WmmaMove(Box<WmmaMove>),
+    /// `mma.sp`.
+    SparseMma(Box<SparseMma>),
     /// `mma.sync`, `wmma.mma` of integers, bits, f64, 8-bit floats.
     TileMma(Box<TileMma>),
     /// `wmma.load`, `wmma.store` of them.
@@ -525,6 +527,12 @@ pub enum Op {
     },
     /// Bulk and tensor copies.
     Bulk(Box<BulkCopy>),
+    /// `st.async`, `red.async`.
+    StoreAsync(Box<StoreAsync>),
+    /// `tensormap.replace`.
+    MapReplace(Box<MapReplace>),
+    /// `tensormap.cp_fenceproxy`.
+    MapCopy(Box<MapCopy>),
     /// `cp.async.bulk.commit_group`.
     BulkCommit,
     /// `cp.async.bulk.wait_group`.

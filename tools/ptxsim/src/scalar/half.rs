@@ -17,8 +17,6 @@ enum Element {
     MaxNan,
     Neg,
     Abs,
-    Ex2,
-    Tanh,
 }
 
 #[inline(always)]
@@ -72,8 +70,6 @@ fn element<const BF: bool>(op: Element, a: u32, b: u32, c: u32) -> u32 {
         Element::MaxNan => select::<BF>(a, b, true, true),
         Element::Neg => a ^ 0x8000,
         Element::Abs => a & 0x7fff,
-        Element::Ex2 => round(x.exp2()),
-        Element::Tanh => round(x.tanh()),
     }
 }
 
@@ -136,8 +132,6 @@ pub fn unary(opcode: &str, shape: Shape) -> Option<F1> {
     Some(match opcode {
         "neg" => half_row!(shape; a => word(Element::Neg, a, 0, 0)),
         "abs" => half_row!(shape; a => word(Element::Abs, a, 0, 0)),
-        "ex2" => half_row!(shape; a => word(Element::Ex2, a, 0, 0)),
-        "tanh" => half_row!(shape; a => word(Element::Tanh, a, 0, 0)),
         _ => return None,
     })
 }

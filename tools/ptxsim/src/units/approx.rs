@@ -3,7 +3,7 @@
 //! Two answers, both inside the documented bound: the correctly rounded one (computed in f64), and that plus a seeded error, which is a
 //! function of the argument as on hardware. A kernel must pass its tests with both. [ISA 9.7.3, 9.7.4]
 
-use crate::scalar::round::flush;
+use crate::scalar::round::{BF16, F16, Rounding, bf16_value, f16_value, flush, narrow};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
@@ -158,6 +158,36 @@ fn near(exact: f64, bound: Bound, ftz: bool, approximation: Approximation, pertu
     if ftz { f32::from_bits(flush(result.to_bits())) } else { result }
 }
 
+/// The documented error of `ex2` and `tanh` in 16 bits.
+fn bound_half(function: Function, bf: bool) -> Bound {
+    match (function, bf) {
+        (Function::Ex2, false) => Bound::Relative(2f64.powf(-9.9)),
+        (Function::Ex2, true) => Bound::Relative(2f64.powi(-7)),
+        (_, false) => Bound::Absolute(2f64.powf(-10.987)),
+        (_, true) => Bound::Relative(2f64.powi(-8)),
+    }
+}
+
+/// `ex2.approx`, `tanh.approx` of one f16 or bf16.
+pub fn approx_half(function: Function, bits: u32, bf: bool, ftz: bool, approximation: Approximation) -> u32 {
+    let (format, exponent) = if bf { (BF16, 0x7f80) } else { (F16, 0x7c00) };
+    let flushed = |bits: u32| if ftz && bits & exponent == 0 { bits & 0x8000 } else { bits };
+    let value = |bits: u32| f64::from(if bf { bf16_value(bits) } else { f16_value(bits) });
+    let bits = flushed(bits);
+    let exact = function.exact(value(bits));
+    let ideal = narrow(exact, format, Rounding::Nearest);
+    let result = match approximation {
+        Approximation::Perturbed(seed) if exact.is_finite() && value(ideal) != exact => {
+            let most = bound_half(function, bf).absolute(exact);
+            let shifted = narrow(function.perturb(seed, bits, exact, most), format, Rounding::Nearest);
+            // Rounding may have led past the bound.
+            if (value(shifted) - exact).abs() <= most { shifted } else { ideal }
+        }
+        _ => ideal,
+    };
+    flushed(result)
+}
+
 /// An instruction that is an approximation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Approximate {
@@ -166,6 +196,15 @@ pub enum Approximate {
     Div,
     /// `div.full`
     DivFull,
+    /// One element of 16 bits, or a pair.
+    Half {
+        /// `ex2` or `tanh`.
+        function: Function,
+        /// bf16, else f16.
+        bf: bool,
+        /// Two elements.
+        pair: bool,
+    },
 }
 
 impl Approximate {
@@ -189,8 +228,13 @@ impl Approximate {
 
     /// The result's bits for the bits of `x` (and of the divisor `y`).
     pub fn apply(self, x: u32, y: u32, ftz: bool, approximation: Approximation) -> u32 {
+        if let Approximate::Half { function, bf, pair } = self {
+            let one = |bits: u32| approx_half(function, bits & 0xffff, bf, ftz, approximation);
+            return if pair { one(x) | one(x >> 16) << 16 } else { one(x) };
+        }
         let (x, y) = (f32::from_bits(x), f32::from_bits(y));
         match self {
+            Approximate::Half { .. } => NAN,
             Approximate::Of(function) => approx_f32(function, x, ftz, approximation),
             Approximate::Div => div_f32(x, y, false, ftz, approximation),
             Approximate::DivFull => div_f32(x, y, true, ftz, approximation),

@@ -9,6 +9,7 @@ pub mod fragment;
 mod fast_mma;
 pub mod mma;
 pub mod tile;
+pub mod sparse;
 pub mod swizzle;
 pub mod descriptor;
 pub mod tensor_map;

@@ -77,6 +77,19 @@ pub enum Fill {
     Nan,
 }
 
+/// Pixels in place of a box (`.im2col`): a column of them, each with its channels, walked inside a bounding box.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Im2col {
+    /// Of the bounding box in the spatial dimensions (width first), from the tensor's corner: minus the padding.
+    pub lower: Vec<i32>,
+    /// The same from the opposite corner.
+    pub upper: Vec<i32>,
+    /// Channels of a pixel, 1 to 256.
+    pub channels: u32,
+    /// Pixels of a column, 1 to 1024.
+    pub pixels: u32,
+}
+
 /// A tensor of 1 to 5 dimensions in global memory and the box that one copy moves. Dimension 0 is the innermost and contiguous.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
@@ -93,6 +106,92 @@ pub struct TensorMap {
     pub element_strides: Vec<u32>,
     pub swizzle: Swizzle,
     pub fill: Fill,
+    /// Pixels instead of a box, which then is all ones.
+    pub im2col: Option<Im2col>,
+}
+
+/// A field that `tensormap.replace` changes; those of one dimension with its number. [ISA 9.7.9.28]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum MapField {
+    Address,
+    /// Dimensions less one.
+    Rank,
+    BoxDim(usize),
+    Dim(usize),
+    Stride(usize),
+    ElementStride(usize),
+    Type,
+    Interleave,
+    Swizzle,
+    Fill,
+}
+
+/// Types in the order of the immediates of `tensormap.replace`.
+const REPLACE_TYPES: [DataType; 13] = [
+    DataType::U8,
+    DataType::U16,
+    DataType::U32,
+    DataType::I32,
+    DataType::U64,
+    DataType::I64,
+    DataType::F16,
+    DataType::F32,
+    DataType::F32Ftz,
+    DataType::F64,
+    DataType::Bf16,
+    DataType::Tf32,
+    DataType::Tf32Ftz,
+];
+
+/// Changes a field of an encoded map. The map is judged when it is used.
+///
+/// # Errors
+/// One sentence, when the bytes are no map or the field has no such value.
+pub fn replace(bytes: &mut [u8; MAP_BYTES], field: MapField, value: u64) -> Result<(), String> {
+    check(bytes[..4] == MAGIC.to_le_bytes(), || "these 128 bytes are no tensor map of this simulator".into())?;
+    let dimension = |i: usize| check(i < 5, || format!("a tensor map has no dimension {i}"));
+    let below = |limit: u64| check(value < limit, || format!("{field:?} cannot be {value}"));
+    match field {
+        MapField::Address => bytes[8..16].copy_from_slice(&value.to_le_bytes()),
+        MapField::Rank => {
+            below(5)?;
+            bytes[4] = value as u8 + 1;
+        }
+        MapField::BoxDim(i) => {
+            dimension(i)?;
+            below(1 << 16)?;
+            bytes[88 + 2 * i..90 + 2 * i].copy_from_slice(&(value as u16).to_le_bytes());
+        }
+        MapField::Dim(i) => {
+            dimension(i)?;
+            bytes[16 + 8 * i..24 + 8 * i].copy_from_slice(&value.to_le_bytes());
+        }
+        MapField::Stride(i) => {
+            dimension(i + 1)?;
+            bytes[56 + 8 * i..64 + 8 * i].copy_from_slice(&value.to_le_bytes());
+        }
+        MapField::ElementStride(i) => {
+            dimension(i)?;
+            below(256)?;
+            bytes[98 + i] = value as u8;
+        }
+        MapField::Type => {
+            let ty = usize::try_from(value).ok().and_then(|at| REPLACE_TYPES.get(at));
+            let place = ty.and_then(|ty| DATA_TYPES.iter().position(|known| known == ty));
+            bytes[5] = place.ok_or_else(|| format!("{value} is no element type"))? as u8;
+        }
+        MapField::Interleave => check(value == 0, || "interleaved layouts are not supported".into())?,
+        MapField::Swizzle => {
+            below(4)?;
+            bytes[6] = value as u8;
+        }
+        MapField::Fill => {
+            below(2)?;
+            bytes[7] = value as u8;
+        }
+    }
+    Ok(())
 }
 
 fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
@@ -102,7 +201,7 @@ fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
 impl TensorMap {
     /// Elements of dimension 0 times their size.
     fn row_bytes(&self) -> u32 {
-        self.box_dims[0] * self.data_type.bytes()
+        self.im2col.as_ref().map_or(self.box_dims[0], |im2col| im2col.channels) * self.data_type.bytes()
     }
 
     /// # Errors
@@ -130,6 +229,18 @@ impl TensorMap {
         for (i, (extent, stride)) in self.box_dims.iter().zip(&self.element_strides).enumerate() {
             check((1..=256).contains(extent), || format!("box dimension {i} is {extent}, outside 1..=256"))?;
             check((1..=8).contains(stride), || format!("element stride {i} is {stride}, outside 1..=8"))?;
+        }
+        if let Some(Im2col { lower, upper, channels, pixels }) = &self.im2col {
+            check((3..=5).contains(&rank), || format!("im2col needs 3 to 5 dimensions, not {rank}"))?;
+            check(lower.len() == rank - 2 && upper.len() == rank - 2, || {
+                format!("{} spatial dimensions need as many corners", rank - 2)
+            })?;
+            let limit = [1 << 15, 1 << 7, 1 << 4][rank - 3];
+            for corner in lower.iter().chain(upper) {
+                check((-limit..limit).contains(corner), || format!("corner {corner} is outside -{limit}..{limit}"))?;
+            }
+            check((1..=256).contains(channels), || format!("{channels} channels per pixel, outside 1..=256"))?;
+            check((1..=1024).contains(pixels), || format!("{pixels} pixels per column, outside 1..=1024"))?;
         }
         let row = self.row_bytes();
         check(row.is_multiple_of(16), || format!("a row of the box has {row} bytes; it must be a multiple of 16"))?;
@@ -169,6 +280,15 @@ impl TensorMap {
         for (i, stride) in self.strides_bytes.iter().enumerate() {
             bytes[56 + 8 * i..64 + 8 * i].copy_from_slice(&stride.to_le_bytes());
         }
+        if let Some(im2col) = &self.im2col {
+            bytes[103] = 1;
+            for (i, (lower, upper)) in im2col.lower.iter().zip(&im2col.upper).enumerate() {
+                bytes[104 + 2 * i..106 + 2 * i].copy_from_slice(&(*lower as i16).to_le_bytes());
+                bytes[110 + 2 * i..112 + 2 * i].copy_from_slice(&(*upper as i16).to_le_bytes());
+            }
+            bytes[116..118].copy_from_slice(&(im2col.channels as u16).to_le_bytes());
+            bytes[118..120].copy_from_slice(&(im2col.pixels as u16).to_le_bytes());
+        }
         Ok(bytes)
     }
 
@@ -192,6 +312,11 @@ impl TensorMap {
             element_strides: (0..rank).map(|i| u32::from(bytes[98 + i])).collect(),
             swizzle: [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128][usize::from(bytes[6])],
             fill: if bytes[7] == 1 { Fill::Nan } else { Fill::Zero },
+            im2col: (bytes[103] == 1 && rank >= 3).then(|| {
+                let corner = |at: usize| i32::from(short(at) as u16 as i16);
+                let corners = |at: usize| (0..rank - 2).map(|i| corner(at + 2 * i)).collect();
+                Im2col { lower: corners(104), upper: corners(110), channels: short(116), pixels: short(118) }
+            }),
         };
         map.validate().map(|()| map)
     }
@@ -204,6 +329,9 @@ impl TensorMap {
     /// Bytes that a copy moves into or out of shared memory, and that its mbarrier is told: the whole box, also what lies outside the
     /// tensor.
     pub fn box_bytes(&self) -> u32 {
+        if let Some(im2col) = &self.im2col {
+            return self.row_bytes() * im2col.pixels;
+        }
         self.row_bytes() * self.rows_per_dim().product::<u32>()
     }
 
@@ -238,6 +366,46 @@ impl TensorMap {
                 inside_from: if inside { (from * element) as u32 } else { 0 },
                 inside_bytes: if inside { ((to - from) * element) as u32 } else { 0 },
             });
+        }
+        rows
+    }
+
+    /// The rows of a column of pixels: it starts at these coordinates (channel, width, ..., image), and every pixel is moved by `offsets`.
+    /// Width goes first; beyond the bounding box it starts again at its lower corner, one step further in the next dimension.
+    pub fn pixels(&self, im2col: &Im2col, coordinates: &[i32], offsets: &[u16]) -> Vec<Row> {
+        let (element, spatial) = (i64::from(self.data_type.bytes()), self.dims.len() - 2);
+        assert!(coordinates.len() == self.dims.len() && offsets.len() == spatial, "a coordinate per dimension");
+        let mut position: Vec<i64> = coordinates[1..].iter().map(|at| i64::from(*at)).collect();
+        let start = i64::from(coordinates[0]);
+        let channels = i64::from(im2col.channels);
+        let from = (-start).clamp(0, channels);
+        let to = (self.dims[0] as i64 - start).clamp(from, channels);
+        let mut rows = Vec::with_capacity(im2col.pixels as usize);
+        for index in 0..im2col.pixels {
+            let mut inside = to > from;
+            let mut address = self.address as i64 + (start + from) * element;
+            for (dim, at) in position.iter().enumerate() {
+                let at = at + offsets.get(dim).map_or(0, |offset| i64::from(*offset));
+                inside &= (0..self.dims[dim + 1] as i64).contains(&at);
+                address += at * self.strides_bytes[dim] as i64;
+            }
+            rows.push(Row {
+                shared_offset: index * self.row_bytes(),
+                bytes: self.row_bytes(),
+                global: if inside { address as u64 } else { self.address },
+                inside_from: if inside { (from * element) as u32 } else { 0 },
+                inside_bytes: if inside { ((to - from) * element) as u32 } else { 0 },
+            });
+            position[0] += i64::from(self.element_strides[1]);
+            for dim in 0..spatial {
+                let last = self.dims[dim + 1] as i64 + i64::from(im2col.upper[dim]) - 1;
+                if position[dim] <= last {
+                    break;
+                }
+                position[dim] = i64::from(im2col.lower[dim]);
+                let step = if dim + 1 < spatial { self.element_strides[dim + 2] } else { 1 };
+                position[dim + 1] += i64::from(step);
+            }
         }
         rows
     }

@@ -47,6 +47,7 @@ fn cluster_multicast() {
             element_strides: vec![1, 1],
             swizzle: Swizzle::None,
             fill: Fill::Zero,
+            im2col: None,
         };
         let to = gpu.space(8 * x.len());
         let map = Arg::Bytes(map.encode().expect("a valid map").to_vec());

@@ -184,3 +184,11 @@ template <bool BAD> __device__ void absent_lane(const float *in, float *out, uin
   out[threadIdx.x] = x;
 }
 TWINS(absent_lane)
+
+// Every block writes its row of `out` and reads that of the next block, which nothing orders.
+extern "C" __global__ void reads_next_block(const float *in, float *out, uint32_t *flag) {
+  const int i = blockIdx.x * 64 + threadIdx.x, n = gridDim.x * 64;
+  out[i] = in[i];
+  const float next = out[(i + 64) % n];
+  if (next > 1e30f) flag[0] = 1;
+}

@@ -48,6 +48,7 @@ const SM90A: &[Case] = &[
     ("wgmma_no_fence", 1, 128, "wgmma_registers", "missing_fence"),
     ("wgmma_read_early", 1, 128, "wgmma_registers", "in_flight"),
     ("wgmma_no_proxy_fence", 1, 128, "proxy_fences", "missing_fence"),
+    ("wgmma_descriptors_differ", 1, 128, "wgmma_registers", "descriptors_differ"),
     ("peer_not_ready", 2, 64, "shared_races", "race"),
     ("peer_gone", 2, 64, "leaks", "peer_exited"),
 ];
@@ -124,4 +125,29 @@ fn freed_memory_is_known() {
     let found = device.launch(&function, &Geometry::linear(1, 64), &args, &Options::default()).unwrap().findings;
     let case = found.iter().find(|finding| finding.checker == "bounds").expect("a finding");
     assert!(case.message.contains("freed") && case.count == 64 && case.address == Some(input), "{case:?}");
+}
+
+/// Clusters that race: each CTA reads what the next one writes. Which of them comes first in time is the host's affair; what is
+/// found must not be.
+#[test]
+fn unwritten_bytes_do_not_depend_on_the_threads() {
+    let all = |threads: usize| {
+        let mut found = Vec::new();
+        for _ in 0..4 {
+            let options = Options { threads, ..Options::default() };
+            let findings = findings("faults", Arch::Sm80, "reads_next_block", 16, 64, &options);
+            found.push(
+                findings.into_iter().map(|f| (f.checker, f.rule, f.block, f.thread, f.count)).collect::<Vec<_>>(),
+            );
+        }
+        found
+    };
+    let one = all(1);
+    let unwritten = one[0].iter().find(|finding| finding.0 == "uninitialised").expect("bytes of later CTAs");
+    // In the order of the clusters, every CTA but the last reads what is not there.
+    assert_eq!(unwritten.4, 15 * 64);
+    assert!(one[0].iter().any(|finding| finding.0 == "global_races"));
+    for threads in [1, 2, 4] {
+        assert!(all(threads).iter().all(|found| *found == one[0]), "{threads} threads");
+    }
 }

@@ -195,6 +195,27 @@ TWINS(wgmma_read_early)
 template <bool BAD> __device__ void wgmma_no_proxy_fence(const float *, float *out, uint32_t *) { wgmma_once<BAD ? 3 : 0>(out); }
 TWINS(wgmma_no_proxy_fence)
 
+// The last warp gives another place for B.
+template <bool BAD> __device__ void wgmma_descriptors_differ(const float *, float *out, uint32_t *) {
+  __shared__ __align__(1024) uint16_t a[64 * 16], b[2 * 32 * 16];
+  for (int i = threadIdx.x; i < 64 * 16; i += 128) a[i] = 0x3f80;
+  for (int i = threadIdx.x; i < 2 * 32 * 16; i += 128) b[i] = 0x4000;
+  fence_proxy_async();
+  __syncthreads();
+  float d[16];
+  for (int i = 0; i < 16; i++) d[i] = 1;
+  for (int i = 0; i < 16; i++) asm volatile("" : "+f"(d[i])::"memory");
+  wgmma_fence();
+  const int other = BAD && threadIdx.x >= 96;
+  wgmma_m64n32k16<0, 0>(d, matrix_descriptor(a, 128, 256, 0), matrix_descriptor(b + other * 32 * 16, 128, 256, 0), 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  float sum = 0;
+  for (int i = 0; i < 16; i++) sum += d[i];
+  out[threadIdx.x] = sum;
+}
+TWINS(wgmma_descriptors_differ)
+
 // Clusters of 2: each CTA reads the other's value.
 template <int FAULT> __device__ void peer_value(const float *in, float *out) {
   __shared__ float mine[64];

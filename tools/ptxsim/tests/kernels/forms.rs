@@ -26,3 +26,18 @@ fn every_kernel_decodes() {
         }
     }
 }
+
+/// The same as `ptxsim forms` says it, device functions included.
+#[test]
+fn every_form_is_supported() {
+    for (stem, archs) in nvcc::all() {
+        for arch in archs {
+            let module = front::parser::parse(&format!("{stem}.ptx"), &nvcc::ptx(&stem, arch)).expect("a module");
+            let forms = program::forms(&module).expect("a layout");
+            assert!(!forms.is_empty(), "{stem} has instructions");
+            for form in forms {
+                assert_eq!(form.unsupported, None, "{stem} for {arch:?}");
+            }
+        }
+    }
+}

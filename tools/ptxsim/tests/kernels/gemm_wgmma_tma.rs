@@ -13,6 +13,7 @@ fn map(data_type: DataType, address: u64, rows: usize, columns: usize, box_dims:
         element_strides: vec![1, 1],
         swizzle,
         fill: Fill::Zero,
+        im2col: None,
     };
     Arg::Bytes(map.encode().expect("a valid map").to_vec())
 }

@@ -65,6 +65,19 @@ impl Gpu {
         outcome.unwrap_or_else(|error| panic!("{:?} {:?}: {error}", self.arch, self.options))
     }
 
+    /// Two kernels of one geometry, the second of which may start before the first has ended.
+    pub fn run_dependent(
+        &mut self,
+        (first, first_args): (&str, &[Arg]),
+        (second, second_args): (&str, &[Arg]),
+        geometry: Geometry,
+    ) -> [Outcome; 2] {
+        let [one, two] = [first, second].map(|kernel| self.module.function(kernel).expect("an entry"));
+        let (one, two) = ((&one, &geometry, first_args), (&two, &geometry, second_args));
+        let outcomes = self.device.launch_dependent(one, two, &self.options);
+        outcomes.unwrap_or_else(|error| panic!("{:?} {:?}: {error}", self.arch, self.options))
+    }
+
     /// What a launch finds.
     pub fn findings(&mut self, kernel: &str, geometry: Geometry, args: &[Arg]) -> Vec<Finding> {
         let function = self.module.function(kernel).expect("an entry");

@@ -44,6 +44,7 @@ fn matrix(data_type: DataType, address: u64, rows: u64, columns: u64, box_dims: 
         element_strides: vec![1, 1],
         swizzle,
         fill: Fill::Zero,
+        im2col: None,
     };
     Arg::Bytes(map.encode().expect("a valid map").to_vec())
 }

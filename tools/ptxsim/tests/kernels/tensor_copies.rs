@@ -20,6 +20,7 @@ fn map(address: u64, dims: &[u64], box_dims: &[u32], swizzle: Swizzle, fill: Fil
         element_strides: vec![1; dims.len()],
         swizzle,
         fill,
+        im2col: None,
     }
 }
 

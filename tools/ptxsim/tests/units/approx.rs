@@ -1,7 +1,8 @@
 //! Approximations: the perturbed mode stays inside the bound, differs from the ideal one, and depends on the seed alone.
 
 use super::Rng;
-use ptxsim::units::approx::{Approximation, Bound, Function, approx_f32, div_f32};
+use ptxsim::scalar::round::{BF16, F16, Rounding, bf16_value, f16_value, narrow};
+use ptxsim::units::approx::{Approximation, Bound, Function, approx_f32, approx_half, div_f32};
 
 const FUNCTIONS: [Function; 8] = [
     Function::Rcp,
@@ -79,4 +80,35 @@ fn division() {
     assert_eq!(div_f32(huge, huge, true, false, Approximation::Ideal), 1.0);
     assert!(div_f32(f32::INFINITY, huge, false, false, Approximation::Ideal).is_nan());
     assert_eq!(div_f32(1.0, 0.0, false, false, Approximation::Ideal), f32::INFINITY);
+}
+
+/// The manual's bounds: ex2 2^-9.9 (f16) and 2^-7 (bf16) of the value; tanh 2^-10.987 (f16), 2^-8 of the value (bf16).
+#[test]
+fn halves_stay_inside_their_bounds() {
+    for (function, bf, bound, relative) in [
+        (Function::Ex2, false, 2f64.powf(-9.9), true),
+        (Function::Ex2, true, 2f64.powi(-7), true),
+        (Function::Tanh, false, 2f64.powf(-10.987), false),
+        (Function::Tanh, true, 2f64.powi(-8), true),
+    ] {
+        let value = |bits: u32| f64::from(if bf { bf16_value(bits) } else { f16_value(bits) });
+        let format = if bf { BF16 } else { F16 };
+        let mut differs = 0;
+        for bits in 0..0x10000u32 {
+            let exact = function.exact(value(bits));
+            let ideal = approx_half(function, bits, bf, false, Approximation::Ideal);
+            assert_eq!(ideal, narrow(exact, format, Rounding::Nearest), "{function:?} of {bits:#x}");
+            let perturbed = approx_half(function, bits, bf, false, Approximation::Perturbed(3));
+            assert_eq!(perturbed, approx_half(function, bits, bf, false, Approximation::Perturbed(3)));
+            differs += u32::from(perturbed != ideal);
+            if perturbed != ideal {
+                let most = if relative { bound * exact.abs() } else { bound };
+                assert!((value(perturbed) - exact).abs() <= most, "{function:?} of {bits:#x}");
+            }
+        }
+        assert!(differs > 500, "{function:?}, bf16 {bf}: {differs} differ");
+    }
+    // Subnormal results vanish with .ftz, their sign stays.
+    assert_eq!(approx_half(Function::Ex2, 0xcc00, false, true, Approximation::Ideal), 0);
+    assert_ne!(approx_half(Function::Ex2, 0xcc00, false, false, Approximation::Ideal), 0);
 }

@@ -14,6 +14,7 @@ fn matrix() -> TensorMap {
         element_strides: vec![1, 1],
         swizzle: Swizzle::B128,
         fill: Fill::Zero,
+        im2col: None,
     }
 }
 
@@ -122,6 +123,7 @@ fn rows_of_a_box_are_those_of_a_plain_loop() {
             strides_bytes,
             swizzle: Swizzle::None,
             fill: Fill::Zero,
+            im2col: None,
         };
         assert_eq!(map.validate(), Ok(()));
         let coordinates: Vec<i32> = dims.iter().map(|dim| pick(*dim as u32 + 20) as i32 - 10).collect();

@@ -12,7 +12,7 @@ use crate::scalar::lanes::Rare;
 use crate::scalar::round::Rounding;
 use crate::scalar::video::{Video, VideoOp};
 use crate::scalar::{compare, float, half, integer};
-use crate::units::approx::Approximate;
+use crate::units::approx::{Approximate, Function};
 
 /// Opcodes that are `.approx` by nature.
 const APPROXIMATE: [&str; 6] = ["ex2", "lg2", "sin", "cos", "tanh", "rsqrt"];
@@ -262,6 +262,12 @@ impl<'a> Decoder<'a> {
             return Ok(None);
         }
         match form.operands() {
+            [d, a] if matches!(name.as_str(), "ex2" | "tanh") && !shape.sat => {
+                let function = if name == "ex2" { Function::Ex2 } else { Function::Tanh };
+                let function = Approximate::Half { function, bf: shape.bf, pair: shape.pair };
+                let a = self.src32(form, a, ty)?;
+                Ok(Some(Op::Approximate(function, self.dst32(form, d)?, a, a, shape.ftz)))
+            }
             [d, a] => {
                 let Some(f) = half::unary(&name, shape) else { return Ok(None) };
                 let a = self.src32(form, a, ty)?;

@@ -107,10 +107,13 @@ impl<'a> Decoder<'a> {
             return self.bulk_prefetch(form);
         }
         let reduces = form.take("reduce");
+        let (mut im2col, mut pixels) = (false, false);
         let dimensions = if form.take("tensor") {
             let found = form.take_map(|modifier| modifier.strip_suffix('d')?.parse::<usize>().ok());
             let [dimensions @ 1..=5] = found[..] else { return Ok(None) };
             form.take("tile");
+            im2col = form.take("im2col");
+            pixels = im2col || form.take("im2col_no_offs");
             Some(dimensions)
         } else {
             None
@@ -141,19 +144,29 @@ impl<'a> Decoder<'a> {
         let operands = form.operands();
         let sized = usize::from(dimensions.is_none());
         let hinted = usize::from(form.has("L2::cache_hint"));
-        let count = 2 + sized + usize::from(signals) + usize::from(multicasts) + hinted;
+        let count = 2 + sized + usize::from(signals) + usize::from(im2col) + usize::from(multicasts) + hinted;
         self.expect_operands(form, count..=count)?;
         let to = self.bulk_place(form, &operands[0], to, dimensions)?;
         let from = self.bulk_place(form, &operands[1], from, dimensions)?;
         let mut rest = operands[2..].iter();
         let mut next = |wanted: bool| if wanted { rest.next() } else { None };
         let (bytes, barrier) = (next(sized == 1), next(signals));
+        let offsets = next(im2col);
         let (ctas, policy) = (next(multicasts), next(hinted == 1));
         let bytes = bytes.map(|operand| self.src32(form, operand, Type::U32)).transpose()?;
         let barrier = barrier.map(|operand| self.address(form, operand).map(|(_, address)| address)).transpose()?;
         let multicast = ctas.map(|operand| self.src32(form, operand, Type::U16)).transpose()?;
         policy.map(|operand| self.src64(form, operand, Type::B64)).transpose()?;
-        Ok(Some(Op::Bulk(Box::new(BulkCopy { to, from, bytes, barrier, multicast, reduce }))))
+        let offsets = match (pixels, offsets, dimensions) {
+            (false, ..) => None,
+            (true, None, _) => Some(Vec::new()),
+            (true, Some(Operand::Vector(list)), Some(dimensions)) if list.len() + 2 == dimensions => {
+                let list = list.iter().map(|offset| self.src32(form, offset, Type::U16));
+                Some(list.collect::<Result<Vec<u16>>>()?)
+            }
+            _ => return Err(self.fail(form.instruction, "an offset per spatial dimension expected")),
+        };
+        Ok(Some(Op::Bulk(Box::new(BulkCopy { to, from, bytes, barrier, multicast, im2col: offsets, reduce }))))
     }
 
     fn bulk_reduction(form: &mut Form<'a>, tensor: bool) -> Option<(AtomicOp, Option<Type>)> {
@@ -204,7 +217,7 @@ impl<'a> Decoder<'a> {
     /// A hint: nothing to do. Its operands are still looked at.
     fn bulk_prefetch(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
         form.take_map(|modifier| {
-            let known = ["tensor", "tile", "global", "L2"];
+            let known = ["tensor", "tile", "im2col", "global", "L2"];
             let dimension = modifier.len() == 2 && modifier.ends_with('d');
             (known.contains(&modifier) || dimension || modifier.starts_with("L2::")).then_some(())
         });

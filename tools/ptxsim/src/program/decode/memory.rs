@@ -83,7 +83,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Elements of a vector operand, or the single one.
-    fn elements(form: &mut Form<'a>, operand: &'a Operand) -> Option<&'a [Operand]> {
+    pub(super) fn elements(form: &mut Form<'a>, operand: &'a Operand) -> Option<&'a [Operand]> {
         let count = match form.take_one(&["v2", "v4", "v8"]) {
             None => 1,
             Some("v2") => 2,
@@ -152,7 +152,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn atomic_op(form: &mut Form<'a>) -> Option<AtomicOp> {
+    pub(super) fn atomic_op(form: &mut Form<'a>) -> Option<AtomicOp> {
         let names = ["add", "and", "or", "xor", "min", "max", "inc", "dec", "exch", "cas"];
         Some(match form.take_one(&names)? {
             "add" => AtomicOp::Add,

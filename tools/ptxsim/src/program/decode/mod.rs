@@ -13,6 +13,7 @@ mod warp;
 mod tensor;
 mod tiles;
 mod hopper;
+mod maps;
 
 use std::collections::HashMap;
 
@@ -133,6 +134,8 @@ impl<'a> Decoder<'a> {
 
     fn op(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
         match form.opcode() {
+            "st" | "red" if form.has("async") => self.store_async(form),
+            "tensormap" => self.tensor_map(form),
             "ld" | "ldu" | "st" | "atom" | "red" | "cvta" | "isspacep" | "prefetch" | "prefetchu" | "discard"
             | "applypriority" | "mapa" | "getctarank" | "createpolicy" => self.memory(form),
             "cvt" => self.conversion(form),

@@ -5,7 +5,7 @@ use super::form::{Decoded, Form};
 use super::tiles::is_tile;
 use crate::error::Result;
 use crate::front::ast::{Operand as Written, Type};
-use crate::program::matrix_op::{Mma, Wgmma, WgmmaA, WgmmaOperand, WmmaMove};
+use crate::program::matrix_op::{Mma, SparseMma, Wgmma, WgmmaA, WgmmaOperand, WmmaMove};
 use crate::program::op::Op;
 use crate::units::descriptor::Major;
 use crate::units::fragment::{WmmaMatrix, WmmaShape, wmma_elements};
@@ -64,6 +64,7 @@ impl<'a> Decoder<'a> {
             let fixed = form.take("sync") & form.take("aligned");
             return if fixed { self.tile_mma(form, false) } else { Ok(None) };
         }
+        let sparse = form.take_one(&["sp", "sp::ordered_metadata"]).is_some();
         let fixed = form.take("sync") & form.take("aligned") & form.take("row") & form.take("col");
         let shapes = form.take_map(shape);
         let ([WmmaShape { m: 16, n: 8, k }], true) = (&shapes[..], fixed) else { return Ok(None) };
@@ -72,10 +73,18 @@ impl<'a> Decoder<'a> {
         let (Some(operand), Some(accumulator)) = (operand_type(a_type), accumulator_type(d_type)) else {
             return Ok(None);
         };
-        let depths: &[usize] = if operand == Operand::Tf32 { &[4, 8] } else { &[8, 16] };
+        let depths: &[usize] = match (operand, sparse) {
+            (Operand::Tf32, false) => &[4, 8],
+            (Operand::Tf32, true) => &[],
+            (_, false) => &[8, 16],
+            (_, true) => &[16, 32],
+        };
         let mixed = accumulator == Accumulator::F16 && operand != Operand::F16;
         if a_type != b_type || c_type != d_type || !depths.contains(k) || mixed {
             return Ok(None);
+        }
+        if sparse {
+            return self.sparse_mma(form, operand, accumulator, *k);
         }
         self.expect_operands(form, 4..=4)?;
         let accumulators = if accumulator == Accumulator::F32 { 4 } else { 2 };
@@ -87,6 +96,26 @@ impl<'a> Decoder<'a> {
         ];
         let d = self.registers_written(form, &operands[0], accumulators)?;
         Ok(Some(Op::Mma(Box::new(Mma { operand, accumulator, k: *k, wmma: None, sources, d }))))
+    }
+
+    /// `mma.sp` of 16-bit floats: half of A, metadata, and which lanes hold it.
+    fn sparse_mma(&mut self, form: &Form<'a>, operand: Operand, accumulator: Accumulator, k: usize) -> Decoded<Op> {
+        self.expect_operands(form, 6..=6)?;
+        let accumulators = if accumulator == Accumulator::F32 { 4 } else { 2 };
+        let operands = form.operands();
+        let sources = [
+            self.registers_read(form, &operands[1], k / 8)?,
+            self.registers_read(form, &operands[2], k / 8)?,
+            self.registers_read(form, &operands[3], accumulators)?,
+        ];
+        let metadata = self.src32(form, &operands[4], Type::B32)?;
+        let selector = match operands[5] {
+            Written::Integer(selector) if selector < 64 / k as u64 => selector as usize,
+            _ => return Err(self.fail(form.instruction, "bad sparsity selector")),
+        };
+        let d = self.registers_written(form, &operands[0], accumulators)?;
+        let mma = SparseMma { operand, accumulator, k, sources, metadata, selector, d };
+        Ok(Some(Op::SparseMma(Box::new(mma))))
     }
 
     pub(super) fn wmma(&mut self, form: &mut Form<'a>) -> Decoded<Op> {
