@@ -487,10 +487,19 @@ impl<'a> Cluster<'a> {
     /// The arrival of [`Cluster::copy_arrive`], after the thread's earlier copies.
     pub(super) fn land_copy_arrive(&mut self, index: usize, address: u64) -> Result<()> {
         let Pending { id, site, .. } = self.pending[index];
+        let same_warp = |pending: &Pending| pending.site.cta == site.cta && pending.site.warp == site.warp;
+        for earlier in 0..index {
+            // What an arrival waits for, the thread's later ones wait for, too: they come in their order.
+            let pending = &self.pending[earlier];
+            let is_arrival = matches!(pending.work, Work::CopyArrive(_)) && pending.site.mask & site.mask != 0;
+            if is_arrival && !pending.landed && same_warp(pending) {
+                self.land(earlier)?;
+            }
+        }
         for earlier in 0..index {
             let pending = &self.pending[earlier];
             let Work::Copy(copy) = &pending.work else { continue };
-            if pending.site.cta == site.cta && pending.site.warp == site.warp && copy.lanes & site.mask != 0 {
+            if same_warp(pending) && copy.lanes & site.mask != 0 {
                 let (id, issued) = (pending.id, pending.site);
                 self.land(earlier)?;
                 // The arrival says of each copy before it that it has landed; a step of no bytes tells that.

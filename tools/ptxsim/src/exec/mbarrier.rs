@@ -73,11 +73,12 @@ impl<'a> Cluster<'a> {
                 passed |= 1 << lane;
             }
         }
-        let MbarrierAction::Test { p, potentially_blocking, .. } = op.action else { return Ok(After::Next) };
+        let MbarrierAction::Test { p, .. } = op.action else { return Ok(After::Next) };
         write_predicate(&mut warp.regs, p, passed, site.mask);
-        if passed == site.mask || !potentially_blocking {
+        if passed == site.mask {
             return Ok(After::Next);
         }
+        // Nobody waits in a `test_wait`, but who asks in a loop lets others go on.
         self.polls += 1;
         Ok(After::Yield)
     }

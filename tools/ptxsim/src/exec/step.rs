@@ -54,10 +54,13 @@ impl<'a> Cluster<'a> {
     /// The group to run: the first in the order of the program (deepest call first), or a random one. Groups whose wait is
     /// over are resumed on the way.
     fn pick(&mut self, warp: &mut Warp) -> Option<usize> {
-        for index in 0..warp.groups.len() {
+        // A group that goes on may take others in, which leave the list.
+        let mut index = 0;
+        while index < warp.groups.len() {
             if warp.groups[index].wait.is_some() {
                 self.resume(warp, index);
             }
+            index += 1;
         }
         let program = &self.launch.program;
         let free = |group: &Group| group.wait.is_none();

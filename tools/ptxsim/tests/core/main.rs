@@ -4,6 +4,7 @@ mod scalar;
 mod control;
 mod memory;
 mod warp;
+mod wgmma;
 mod errors;
 mod orders;
 mod cli;

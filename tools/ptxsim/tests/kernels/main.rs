@@ -13,6 +13,7 @@ mod rowwise;
 mod blockwise;
 mod control;
 mod functions;
+mod library;
 mod dependents;
 mod facts;
 mod matrix;
