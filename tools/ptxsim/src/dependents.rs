@@ -8,7 +8,7 @@ use crate::checker::Findings;
 use crate::checkers::dependents::{Recorder, Touched, compare};
 use crate::counters::Counters;
 use crate::error::Result;
-use crate::exec::{Cluster, Hold, Status};
+use crate::exec::{Cluster, Hold, Kept, Status};
 use crate::launch::{self, Ended, Geometry, Outcome};
 use crate::memory::GlobalMemory;
 use crate::options::Options;
@@ -37,7 +37,8 @@ struct Grid<'a> {
 impl<'a> Grid<'a> {
     fn new(launch: &'a launch::Launch<'a>, clusters: u32, hold: Hold) -> Grid<'a> {
         let start = |number| {
-            let mut cluster = Cluster::new(launch, number, Counters::new(launch.program, launch.options.counters));
+            let mut cluster =
+                Cluster::new(launch, number, Kept::new(Counters::new(launch.program, launch.options.counters)));
             cluster.hold = hold;
             cluster
         };
@@ -65,9 +66,9 @@ impl<'a> Grid<'a> {
                     _ => {
                         held.remove(index);
                         let cluster = self.running.remove(index);
-                        let mut part = Counters::default();
+                        let mut part = Kept::default();
                         self.ended.push(launch::end(cluster, status, &mut part));
-                        self.counters.merge(&part);
+                        self.counters.merge(&part.counters);
                     }
                 }
             }
