@@ -14,16 +14,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) grad_norm_fwd_part_per_bloc
     const u64 first = static_cast<u64>(blockIdx.x) * PART;
     const u32 count = n - first < PART ? static_cast<u32>(n - first) : PART;
     double sum = 0.0;
-    if (aligned(16, x)) {
-        for (u32 i = threadIdx.x * 4; i < count; i += THREADS * 4) {
-            float r[4] = {};
-            if (i + 4 <= count) {
-                load_vector<4>(r, x + first + i);
-            } else {
-                for (u32 k = 0; k < count - i; k++) {
-                    r[k] = x[first + i + k];
-                }
-            }
+    if (count == PART && aligned(16, x)) {
+        for (u32 i = threadIdx.x * 4; i < PART; i += THREADS * 4) {
+            float r[4];
+            load_vector<4>(r, x + first + i);
 #pragma unroll
             for (u32 k = 0; k < 4; k++) {
                 sum += static_cast<double>(r[k]) * r[k];

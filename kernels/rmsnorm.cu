@@ -109,12 +109,7 @@ __device__ __forceinline__ void backward_warp(E* gdx, float* gpartial, const E* 
     for (u64 row = blockIdx.x * 8ull + warp; row < n; row += gridDim.x * 8ull) {
         backward_row<E, WARP, WARP_V, W>(gdx, dgain, gx, grstd, gdy, gdsum, ggain, row, c, lane, [](float x) { return warp_sum(x); });
     }
-    for_packs<WARP, WARP_V, W>(c, lane, [&](u32 p, u32 i) {
-#pragma unroll
-        for (u32 k = 0; k < W; k++) {
-            spartial[warp][i + k] = dgain.r[p][k];
-        }
-    });
+    for_packs<WARP, WARP_V, W>(c, lane, [&](u32 p, u32 i) { store_vector<W>(&spartial[warp][i], dgain.r[p]); });
     __syncthreads();  // the shares of all eight warps are there
     for (u32 i = threadIdx.x; i < c; i += 8 * WARP) {
         float sum = spartial[0][i];
@@ -143,11 +138,7 @@ __device__ __forceinline__ void backward_block(E* gdx, float* gpartial, const E*
                                   [&](float x) { return block_sum<BLOCK>(x, s, round++); });
     }
     for_packs<BLOCK, BLOCK_V, W>(c, threadIdx.x, [&](u32 p, u32 i) {
-        float* to = gpartial + static_cast<u64>(blockIdx.x) * c + i;
-#pragma unroll
-        for (u32 k = 0; k < W; k++) {
-            to[k] = dgain.r[p][k];
-        }
+        store_vector<W>(gpartial + static_cast<u64>(blockIdx.x) * c + i, dgain.r[p]);
     });
 }
 
@@ -186,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) rmsnorm_fwd_block_per_row_b
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_bwd_warp_per_row_f32(float* dx, float* partial, const float* x, const float* rstd, const float* dy, const float* dsum, const float* gain, u32 n, u32 c) {
-    __shared__ float spartial[8][1024];
+    __shared__ __align__(16) float spartial[8][1024];
     if (c % 4 == 0 && aligned(16, dx, x, dy, dsum, gain)) {
         backward_warp<float, 4>(dx, partial, x, rstd, dy, dsum, gain, n, c, spartial);
     } else {
@@ -195,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_bwd_warp_per_row_f3
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_bwd_warp_per_row_bf16(bf16* dx, float* partial, const bf16* x, const float* rstd, const bf16* dy, const bf16* dsum, const bf16* gain, u32 n, u32 c) {
-    __shared__ float spartial[8][1024];
+    __shared__ __align__(16) float spartial[8][1024];
     if (c % 8 == 0 && aligned(16, dx, x, dy, dsum, gain)) {
         backward_warp<bf16, 8>(dx, partial, x, rstd, dy, dsum, gain, n, c, spartial);
     } else {

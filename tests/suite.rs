@@ -5,6 +5,7 @@ mod data;
 mod device;
 mod eval;
 mod infer;
+mod kernels;
 mod model;
 mod ops;
 mod tokenizer;

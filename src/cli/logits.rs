@@ -83,7 +83,7 @@ pub fn run(command: LogitsCommand) -> anyhow::Result<()> {
     let footprint = Footprint { tokens: t, logit_rows: t, layers: config.layers };
     let device = choice::open(&command.device, SimMode::Checked)?;
     let arena = reserve_arena(device, config, footprint)?;
-    let (model, params) = (opened.model.to(device), opened.params.to(device));
+    let (model, params) = (opened.model.to(device), opened.params.clone().to(device));
     let rows = Rows::new(&arena, tokens, t, None);
     let logits = model.logits(&mut Tape::inference(&arena, &params), &rows);
     let logits = logits.cast(&arena, DType::F32).to(Device::Cpu).reshape([1, t, v]);

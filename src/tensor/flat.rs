@@ -119,10 +119,11 @@ impl Params {
         Params { layout, master, rounded }
     }
 
-    /// These parameters on `device`.
-    pub fn to(&self, device: Device) -> Params {
-        let rounded = self.rounded.as_ref().map(|rounded| rounded.to(device));
-        Params { layout: self.layout.clone(), master: self.master.to(device), rounded }
+    /// These parameters on `device`. By value: on the device where they lie already they stay the only handle, and so can
+    /// be written.
+    pub fn to(self, device: Device) -> Params {
+        let rounded = self.rounded.map(|rounded| rounded.to(device));
+        Params { layout: self.layout, master: self.master.to(device), rounded }
     }
 
     /// What lies where.

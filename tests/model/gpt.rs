@@ -25,13 +25,13 @@ fn rich() -> ModelConfig {
     }
 }
 
-fn configs() -> Vec<ModelConfig> {
+pub fn configs() -> Vec<ModelConfig> {
     let plain = ModelConfig { qk_norm: false, tie_embeddings: true, softcap: 0.0, document_mask: false, ..rich() };
     vec![rich(), plain]
 }
 
 /// Random values everywhere: at the real initialisation the outputs of the blocks are zero and tests would see nothing.
-fn random_params(model: &Gpt, dtype: DType) -> Params {
+pub fn random_params(model: &Gpt, dtype: DType) -> Params {
     let mut params = Params::zeros(model.layout().clone(), dtype);
     let width = model.config().width as f64;
     let values: Vec<f64> = (model.layout().entries().iter())
@@ -48,7 +48,7 @@ fn random_params(model: &Gpt, dtype: DType) -> Params {
 }
 
 /// Two rows with a document boundary each.
-fn rows(model: &Gpt, t: usize) -> (Rows, Tensor) {
+pub fn rows(model: &Gpt, t: usize) -> (Rows, Tensor) {
     // Not the step arena: it is reset while they live.
     let arena = &Arena::new(1 << 20).unwrap();
     let v = model.config().vocab_size;

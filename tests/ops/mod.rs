@@ -53,7 +53,7 @@ fn check(case: OpCase) {
 }
 
 /// Zeroed gradients of parameters of these shapes, as ops add to them.
-fn gradients(arena: &Arena, dtype: DType, shapes: &[Shape]) -> Grads {
+pub fn gradients(arena: &Arena, dtype: DType, shapes: &[Shape]) -> Grads {
     let mut layout = Layout::default();
     for (i, &shape) in shapes.iter().enumerate() {
         layout.push(format!("{i}"), shape.as_slice(), Role::Matrix);
@@ -67,11 +67,11 @@ fn gradient(grads: &Grads, i: u32) -> Vec<f64> {
 }
 
 /// A tensor of token ids.
-fn ids(arena: &Arena, values: &[u32]) -> Tensor {
+pub fn ids(arena: &Arena, values: &[u32]) -> Tensor {
     Tensor::from_slice(arena, [values.len()], values)
 }
 
 /// A tensor of rounded values.
-fn tensor(arena: &Arena, dtype: DType, shape: impl Into<Shape>, values: &[f64]) -> Tensor {
+pub fn tensor(arena: &Arena, dtype: DType, shape: impl Into<Shape>, values: &[f64]) -> Tensor {
     Tensor::from_f64(arena, shape, dtype, values)
 }

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     let train = || {
         let documents = (0..400).map(|i| format!("{i} + {} = {}", 7 * i, 8 * i));
@@ -32,7 +32,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 /// A small run with `more` over it.
-fn config(more: &[&str]) -> RunConfig {
+pub fn config(more: &[&str]) -> RunConfig {
     let mut layers = Layers::default();
     let base = [
         "model.layers=2",
@@ -54,8 +54,8 @@ fn config(more: &[&str]) -> RunConfig {
 
 /// Losses and notices, in order.
 #[derive(Default)]
-struct Heard {
-    losses: Vec<f64>,
+pub struct Heard {
+    pub losses: Vec<f64>,
     notices: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ impl Observer for Heard {
     }
 }
 
-fn go(trainer: &mut Trainer, stop_after: Option<u64>) -> (End, Summary, Heard) {
+pub fn go(trainer: &mut Trainer, stop_after: Option<u64>) -> (End, Summary, Heard) {
     let mut heard = Heard::default();
     let (end, summary) = trainer.run(stop_after, &AtomicBool::new(false), &mut heard).unwrap();
     (end, summary, heard)

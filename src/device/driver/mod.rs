@@ -140,6 +140,8 @@ pub struct Counted {
     pub launches: u64,
     /// Bytes of all 32-byte sectors that warps moved to and from global memory.
     pub global_bytes_moved: u64,
+    /// Bytes that their lanes asked for.
+    pub global_bytes_requested: u64,
     pub global_requests: u64,
     pub global_sectors: u64,
     /// Shared-memory wavefronts beyond the fewest possible.

@@ -176,6 +176,7 @@ fn count(into: &mut Counted, outcome: &Outcome) {
     let report = &outcome.counters;
     into.launches += 1;
     into.global_bytes_moved += report.global_bytes_moved;
+    into.global_bytes_requested += report.total.global_bytes_requested;
     into.global_requests += report.total.global_requests;
     into.global_sectors += report.total.global_sectors;
     into.bank_conflicts += report.bank_conflicts;

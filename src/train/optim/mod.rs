@@ -94,8 +94,8 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// These moments on `device`.
-    pub fn to(&self, device: Device) -> Moments {
+    /// These moments on `device`; by value, as the parameters.
+    pub fn to(self, device: Device) -> Moments {
         Moments { first: self.first.to(device), second: self.second.to(device), updates: self.updates }
     }
 

@@ -1,0 +1,136 @@
+//! Every kernel that synchronises, with one barrier taken out at a time: each must be reported, or be on the list of those that
+//! change nothing, with the reason.
+
+use crate::ops::{gradients, ids, tensor};
+use nanochat_gpu::device::Device;
+use nanochat_gpu::device::cpu::WriteMode;
+use nanochat_gpu::device::driver::Capability;
+use nanochat_gpu::device::driver::sim::SimOptions;
+use nanochat_gpu::device::gemm::{Operand, gemm};
+use nanochat_gpu::device::gpu::Gpu;
+use nanochat_gpu::device::modules::{self, KERNELS};
+use nanochat_gpu::ops::attention::{self, Mask};
+use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
+use nanochat_gpu::ops::{embedding, grad_norm, lm_loss, rmsnorm, rope};
+use nanochat_gpu::tensor::{Arena, DType, ParamId, Tensor};
+use nanochat_gpu::verify::{integers, normals};
+use ptxsim::error::Error;
+use ptxsim::mutation::{self, Fate};
+use ptxsim::options::{Options, Schedule};
+use std::collections::HashMap;
+
+/// Barriers that may go: kernel, how many, and why.
+const HARMLESS: &[(&str, usize, &str)] = &[];
+
+fn at(arena: &Arena, dtype: DType, shape: &[usize]) -> Tensor {
+    tensor(arena, dtype, shape, &normals("mutation", shape.iter().product()))
+}
+
+/// Runs the kernels of a file, at sizes where every barrier has something to separate; the bytes of the results.
+fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
+    let bytes = |tensors: &[&Tensor]| -> Vec<u8> { tensors.iter().flat_map(|tensor| tensor.to_bytes()).collect() };
+    let stem = KERNELS.iter().find(|k| k.name == kernel).unwrap().stem;
+    match stem {
+        "rmsnorm" => {
+            // Rows in vector accesses, and rows that are not: each path has barriers of its own.
+            let norms = |c: usize| {
+                let gain = at(arena, dtype, &[c]);
+                let mut grads = gradients(arena, dtype, &[gain.shape()]);
+                let (y, saved) = rmsnorm::forward(arena, &at(arena, dtype, &[34, c]), &gain, 1e-5);
+                let dy = at(arena, dtype, &[34, c]);
+                let dx = rmsnorm::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, None, &gain, &saved);
+                bytes(&[&y, &dx, grads.flat()])
+            };
+            let cols = if kernel.contains("block") { [1032, 1029] } else { [40, 39] };
+            cols.map(norms).concat()
+        }
+        "rope" => {
+            let heads = Heads { h: 2, g: 1, d: 8 };
+            let table = Table::new(20, &frequencies(8, 1e4, None), DType::F32).to(arena.device());
+            let gains = [(); 2].map(|()| at(arena, dtype, &[8]));
+            let norm = QkNorm { q_gain: &gains[0], k_gain: &gains[1], eps: 1e-5 };
+            let (y, saved) = rope::forward(arena, at(arena, dtype, &[20, 32]), heads, 20, 0, &table, Some(norm));
+            let mut grads = gradients(arena, dtype, &[gains[0].shape(), gains[1].shape()]);
+            let dgains = grads.pair_mut(ParamId(0), ParamId(1));
+            let dy = at(arena, dtype, &[20, 32]);
+            let dx = rope::backward(arena, dy, heads, 20, &table, Some((norm, dgains)), &saved);
+            bytes(&[&y, &dx, grads.flat()])
+        }
+        "embedding" => {
+            let tokens = ids(arena, &integers("mutation tokens", 600, 20));
+            let mut grads = gradients(arena, dtype, &[[20, 40].into()]);
+            embedding::backward(&mut grads.view_mut(ParamId(0)), &at(arena, dtype, &[600, 40]), &tokens);
+            bytes(&[grads.flat()])
+        }
+        "gemm_naive" => {
+            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
+            let (a, b) = (at(arena, dtype, &[70, 40]), at(arena, dtype, &[40, 70]));
+            let to = if kernel.ends_with("to_f32") { DType::F32 } else { dtype };
+            let mut c = Tensor::uninit(arena, [70, 70], to);
+            let (a, b) = (Operand::new(&a, 70, 40), Operand::new(&b, 40, 70));
+            gemm(gpu, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
+            bytes(&[&c])
+        }
+        "attention_naive" => {
+            let (heads, t) = (Heads { h: 2, g: 1, d: 6 }, 150);
+            let qkv = at(arena, dtype, &[t, heads.row_elems()]);
+            let (y, saved) = attention::forward(arena, &qkv, heads, t, Mask::default());
+            let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
+            bytes(&[&y, &d])
+        }
+        "lm_loss" => {
+            let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[300, 8]));
+            let mut grads = gradients(arena, dtype, &[w.shape()]);
+            let wanted = lm_loss::Gradients { scale: 0.5, dweight: grads.view_mut(ParamId(0)) };
+            let targets = ids(arena, &[5, 299, 0]);
+            let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
+            bytes(&[&losses, &dx.unwrap(), grads.flat()])
+        }
+        "grad_norm" => {
+            let sums = grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), &[0..5000]);
+            sums[0].to_le_bytes().to_vec()
+        }
+        other => panic!("kernels/{other}.cu synchronises and has no scenario here"),
+    }
+}
+
+/// Whether the body of an entry has a barrier.
+fn synchronises(ptx: &str, entry: &str) -> bool {
+    !mutation::mutants(ptx, entry).unwrap().is_empty()
+}
+
+#[test]
+fn a_missing_barrier_is_reported() {
+    let capability = Capability { major: 8, minor: 0 };
+    let (mut judged, mut failures) = (0, Vec::new());
+    for kernel in KERNELS {
+        let Some(module) = modules::best(kernel.stem, capability) else { continue };
+        if !synchronises(module.ptx, kernel.name) {
+            continue;
+        }
+        let dtype = if kernel.name.contains("bf16") { DType::Bf16 } else { DType::F32 };
+        let run = |ptx: &str, options: &Options| {
+            let substitutes = HashMap::from([(kernel.stem.to_string(), ptx.into())]);
+            let options = SimOptions { run: options.clone(), substitutes, ..SimOptions::checked() };
+            let gpu = Gpu::sim(options).map_err(|error| Error::Host(error.to_string()))?;
+            let bytes = scenario(kernel.name, &Arena::scattered(gpu), dtype);
+            gpu.synchronise().map_err(|error| Error::Host(error.to_string()))?;
+            Ok((Vec::new(), bytes))
+        };
+        // No kernel here has asynchronous work, so the order of warps is all there is to vary.
+        let orders = [Schedule::RoundRobin, Schedule::Reverse, Schedule::Random];
+        let runs: Vec<Options> = orders
+            .map(|schedule| Options { schedule, seed: 1, instructions_max: 4_000_000, ..Options::default() })
+            .to_vec();
+        let verdicts = mutation::examine(module.ptx, kernel.name, &runs, run).unwrap_or_else(|e| panic!("{e}"));
+        let silent = verdicts.iter().filter(|verdict| !matches!(verdict.fate, Fate::Reported(_)));
+        let silent: Vec<String> = silent.map(|v| format!("line {} {}: {:?}", v.line, v.was, v.fate)).collect();
+        let excused: usize = HARMLESS.iter().filter(|row| row.0 == kernel.name).map(|row| row.1).sum();
+        if silent.len() != excused {
+            failures.push(format!("{}: of {} barriers, nobody misses {silent:#?}", kernel.name, verdicts.len()));
+        }
+        judged += verdicts.len();
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    println!("{judged} barriers taken out");
+}

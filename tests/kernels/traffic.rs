@@ -1,0 +1,120 @@
+//! Memory traffic of the memory-bound kernels, counted: at most 1.05 times the bytes they must move, plus what they are
+//! allowed to read again from a cache; and nearly every byte of a sector is one that a lane asked for.
+
+use crate::ops::{gradients, ids, simulators, tensor};
+use nanochat_gpu::device::driver::sim::SimOptions;
+use nanochat_gpu::device::gpu::Gpu;
+use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
+use nanochat_gpu::ops::{add, embedding, grad_norm, rmsnorm, rope, scale_grad, softcap, swiglu};
+use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
+use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
+use nanochat_gpu::verify::{integers, normals};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const N: usize = 256;
+const C: usize = 512;
+
+/// Bytes that must move, and bytes that may be read again from L1 or L2 (gains, tables, tokens).
+#[derive(Clone, Copy)]
+struct Budget {
+    must: usize,
+    cached: usize,
+}
+
+fn check(gpu: &Gpu, budgets: &BTreeMap<&str, Budget>) {
+    gpu.synchronise().unwrap();
+    let counts = gpu.take_counts();
+    for (kernel, Budget { must, cached }) in budgets {
+        let counted = &counts[*kernel];
+        let (moved, asked) = (counted.global_bytes_moved as f64, counted.global_bytes_requested as f64);
+        let most = 1.05 * *must as f64 + *cached as f64;
+        assert!(moved <= most, "{kernel} moves {moved} bytes; it must move {must}, and may read {cached} again");
+        assert!(moved >= 0.95 * *must as f64, "{kernel} moves {moved} bytes, fewer than the {must} of the formula");
+        assert!(asked >= 0.95 * moved, "{kernel} asks for {asked} of {moved} bytes moved");
+    }
+}
+
+/// Runs every memory-bound op in `dtype` and checks the traffic of its kernels.
+fn check_ops(gpu: &'static Gpu, dtype: DType) {
+    let (arena, size) = (Arena::scattered(gpu), dtype.size_bytes());
+    let at = |shape: [usize; 2]| tensor(&arena, dtype, shape, &normals("traffic", shape[0] * shape[1]));
+    let elems = N * C * size;
+    drop(add::forward(&arena, at([N, C]), &at([N, C])));
+    drop(scale_grad::backward(&arena, at([N, C]), 0.5));
+    let y = softcap::forward(&arena, at([N, C]), 15.0);
+    drop(softcap::backward(&arena, at([N, C]), &softcap::Saved { y, cap: 15.0 }));
+    let gate_up = at([N, 2 * C]);
+    drop(swiglu::forward(&arena, &gate_up));
+    drop(swiglu::backward(&arena, &at([N, C]), &swiglu::Saved { gate_up }));
+    let gain = tensor(&arena, dtype, [C], &normals("traffic gain", C));
+    let mut grads = gradients(&arena, dtype, &[gain.shape()]);
+    let (_, _, saved) = rmsnorm::forward_add(&arena, &at([N, C]), at([N, C]), &gain, 1e-5);
+    let dsum = Some(at([N, C]));
+    drop(rmsnorm::backward(&arena, &mut grads.view_mut(ParamId(0)), &at([N, C]), dsum, &gain, &saved));
+    drop(embedding::forward(&arena, &at([64, C]), &ids(&arena, &integers("traffic tokens", N, 64))));
+    let heads = Heads { h: 4, g: 2, d: 64 };
+    let (row, normed) = (heads.row_elems(), (heads.h + heads.g) * heads.d);
+    let table = Table::new(N, &frequencies(64, 1e4, None), DType::F32).to(arena.device());
+    let gains = [(); 2].map(|()| tensor(&arena, dtype, [64], &normals("traffic head gain", 64)));
+    let norm = QkNorm { q_gain: &gains[0], k_gain: &gains[1], eps: 1e-5 };
+    drop(rope::forward(&arena, at([N, row]), heads, N, 0, &table, Some(norm)));
+    let suffix = |name: &str| -> &'static str { format!("{name}_{dtype}").leak() };
+    let table_again = N * (heads.h + heads.g) * 64 * 4;
+    let budgets = BTreeMap::from([
+        (suffix("add_fwd_vector"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("scale_grad_bwd_vector"), Budget { must: 2 * elems, cached: 0 }),
+        (suffix("softcap_fwd_vector"), Budget { must: 2 * elems, cached: 0 }),
+        (suffix("softcap_bwd_vector"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("swiglu_fwd_vector"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("swiglu_bwd_vector"), Budget { must: 5 * elems, cached: 0 }),
+        // Sectors of 32 bytes for the 4 of a row's rstd, and the gain for every row.
+        (suffix("rmsnorm_fwd_warp_per_row"), Budget { must: 4 * elems, cached: elems + 32 * N }),
+        (suffix("rmsnorm_bwd_warp_per_row"), Budget { must: 4 * elems, cached: elems + 32 * N }),
+        // A word of tokens in a sector for every warp's part of a row.
+        (suffix("embedding_fwd_vector"), Budget { must: 2 * elems, cached: 32 * (elems / 512) }),
+        (
+            suffix("rope_fwd_warp_per_head"),
+            Budget { must: 2 * N * row * size, cached: table_again + N * normed * size + 32 * N * 6 },
+        ),
+    ]);
+    check(gpu, &budgets);
+}
+
+/// One schedule is enough: counters do not depend on it.
+fn counting() -> Option<&'static Gpu> {
+    (!simulators().is_empty()).then(|| Gpu::sim(SimOptions::checked()).unwrap())
+}
+
+#[test]
+fn row_wise_kernels_move_what_they_must() {
+    let Some(gpu) = counting() else { return };
+    check_ops(gpu, DType::F32);
+    check_ops(gpu, DType::Bf16);
+}
+
+#[test]
+fn optimiser_kernels_move_what_they_must() {
+    let Some(gpu) = counting() else { return };
+    let (arena, mut layout) = (Arena::scattered(gpu), Layout::default());
+    let n = 64 * 1024;
+    layout.push("w", [64, 1024], Role::Matrix);
+    let plan = Plan::new(Kind::Adamw, &layout, 64, 1.0, None);
+    let layout = Arc::new(layout);
+    let mut params = Params::zeros(layout.clone(), DType::Bf16).to(arena.device());
+    let mut grads = Grads::zeros_on(arena.device(), layout, DType::Bf16);
+    grads.flat_mut().copy_from_f64(&normals("traffic gradients", n));
+    let mut moments = Moments::zeros(&params);
+    let sums = grad_norm::sums_of_squares(&arena, grads.flat(), &[0..n]);
+    update(&arena, &plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
+    assert!(sums[0] > 0.9 * n as f64);
+    let mut copy = Tensor::uninit(&arena, [n], DType::F32);
+    params.view(ParamId(0)).reshape([n]).cast_into(&mut copy);
+    let budgets = BTreeMap::from([
+        ("adamw_fwd_vector_f32", Budget { must: 28 * n, cached: 0 }),
+        ("cast_fwd_vector_f32_to_bf16", Budget { must: 6 * n, cached: 0 }),
+        ("cast_fwd_vector_bf16_to_f32", Budget { must: 6 * n, cached: 0 }),
+        ("grad_norm_fwd_part_per_block_f32", Budget { must: 4 * n, cached: 0 }),
+    ]);
+    check(gpu, &budgets);
+}

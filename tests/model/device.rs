@@ -1,0 +1,66 @@
+//! The whole model on a GPU: loss, logits and the gradient of every parameter, against f64 on the CPU.
+
+use super::gpt::{configs, random_params, rows};
+use crate::ops::simulators;
+use nanochat_gpu::device::Device;
+use nanochat_gpu::model::Gpt;
+use nanochat_gpu::model::gpt::{Recompute, Rows};
+use nanochat_gpu::tape::Tape;
+use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Tensor};
+
+/// Logits, losses, and the gradient of each parameter.
+fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recompute: Recompute) -> Vec<Vec<f64>> {
+    let (host_rows, targets) = rows(model, 11);
+    let (model, params) = (model.to(device), params.clone().to(device));
+    let ids = |tensor: &Tensor| Tensor::from_slice(arena, [tensor.elems()], tensor.as_slice::<u32>());
+    let (t, doc_start) = (host_rows.t, host_rows.doc_start.as_ref().map(ids));
+    let (rows, targets) = (Rows { tokens: ids(&host_rows.tokens), t, doc_start }, ids(&targets));
+    let logits = model.logits(&mut Tape::inference(arena, &params), &rows).to_f64();
+    let mut grads = Grads::zeros_on(device, model.layout().clone(), params.dtype());
+    let mut tape = Tape::recording(arena, &params, &mut grads);
+    let losses = model.loss(&mut tape, &rows, &targets, 1.0 / 22.0, recompute).to_f64();
+    tape.backward();
+    drop(tape);
+    let gradient = |i: usize| grads.view(ParamId(i as u32)).to_f64();
+    let gradients = (0..model.layout().entries().len()).map(gradient);
+    [logits, losses].into_iter().chain(gradients).collect()
+}
+
+fn rms(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0), |(sum, n), x| (sum + x * x, n + 1));
+    (sum / f64::from(n.max(1))).sqrt()
+}
+
+#[test]
+fn loss_logits_and_every_gradient_are_as_near_f64_as_the_cpus() {
+    for gpu in simulators() {
+        for config in configs() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let host = Arena::new(256 << 20).unwrap();
+                let exact_model = Gpt::new(config.clone(), DType::F64).unwrap();
+                let model = Gpt::new(config.clone(), dtype).unwrap();
+                let params = random_params(&model, dtype);
+                // The exact model has the values that the narrow one computes with.
+                let mut exact_params = random_params(&exact_model, DType::F64);
+                let used = (0..model.layout().entries().len()).flat_map(|i| params.view(ParamId(i as u32)).to_f64());
+                exact_params.master_mut().copy_from_f64(&used.collect::<Vec<_>>());
+                let exact = everything(Device::Cpu, &host, &exact_model, &exact_params, Recompute::Nothing);
+                let cpu = everything(Device::Cpu, &host, &model, &params, Recompute::Nothing);
+                let recompute = if dtype == DType::F32 { Recompute::Nothing } else { Recompute::Blocks };
+                let arena = Arena::scattered(gpu);
+                let device = everything(Device::Gpu(gpu), &arena, &model, &params, recompute);
+                gpu.synchronise().unwrap();
+                let entries = model.layout().entries().iter().map(|entry| &entry.name[..]);
+                let names = ["logits", "losses"].into_iter().chain(entries);
+                let unit = if dtype == DType::F32 { 2f64.powi(-24) } else { 2f64.powi(-9) };
+                for (((name, exact), cpu), device) in names.zip(&exact).zip(&cpu).zip(&device) {
+                    let error = |got: &[f64]| rms(got.iter().zip(exact).map(|(a, b)| a - b));
+                    let (plain, ours, size) = (error(cpu), error(device), rms(exact.iter().copied()));
+                    let bound = 2.0 * plain + 8.0 * unit * size;
+                    assert!(ours <= bound, "{name} in {dtype}: {ours:e} from f64, the CPU {plain:e}, of {size:e}");
+                    assert!(size > 0.0, "{name} is zero");
+                }
+            }
+        }
+    }
+}
