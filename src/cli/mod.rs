@@ -2,6 +2,7 @@
 
 pub mod completions;
 pub mod data;
+pub mod doctor;
 pub mod eval;
 pub mod logits;
 pub mod output;
@@ -34,6 +35,7 @@ enum Command {
     Logits(logits::LogitsCommand),
     Tokenizer(tokenizer::TokenizerCommand),
     Data(data::DataCommand),
+    Doctor(doctor::DoctorCommand),
     /// Print shell completions
     #[command(after_help = "Example:\n  nanochat-gpu completions bash > /etc/bash_completion.d/nanochat-gpu")]
     Completions {
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Logits(command) => logits::run(command).map(|()| 0),
         Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),
         Command::Data(command) => data::run(command).map(|()| 0),
+        Command::Doctor(command) => doctor::run(command).map(|()| 0),
         Command::Completions { shell } => completions::run(shell, Cli::command()).map(|()| 0),
     };
     match result {

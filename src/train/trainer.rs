@@ -11,6 +11,7 @@ use super::run_folder::RunFolder;
 use super::schedule::Schedule;
 use super::state::{self, TrainState};
 use crate::data::{Batch, Corpus, IGNORE, Loader, LoaderOptions, Split};
+use crate::device::driver::Bytes;
 use crate::device::{self, Device, choice};
 use crate::dist::{Communicator, Single};
 use crate::eval::{Evaluation, bits_per_byte};
@@ -151,15 +152,34 @@ pub fn check_memory(config: &RunConfig, model: &Gpt) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Opens the device of `config` and refuses a run that does not fit its memory.
+///
+/// # Errors
+/// A device that is not there; both numbers and what to change.
+fn open_device(config: &RunConfig, model: &Gpt) -> anyhow::Result<Device> {
+    let device = choice::open(&config.device.kind, config.device.sim)?;
+    if let Device::Gpu(gpu) = device {
+        let state_bytes = estimate::estimate(config, model, false).state_bytes;
+        let need = Bytes((state_bytes + estimate::gpu_arena_bytes(config, model)) as u64);
+        let free = Bytes(gpu.memory()?.free_bytes);
+        if need.0 > free.0 {
+            user_bail!(
+                "this run needs about {need} on {gpu} and {free} are free; lower train.rows, train.seq_len or the depth, or set train.recompute=true"
+            );
+        }
+    }
+    Ok(device)
+}
+
 impl Trainer {
     /// A run from the beginning, in a new folder, which is only made when model and data are accepted.
     ///
     /// # Errors
     /// What the folder or the data refuse, or a tokenizer that does not fit the model.
     pub fn start(config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
-        let (model, corpora) = Trainer::prepare(&config, &tokenizer)?;
+        let (device, model, corpora) = Trainer::prepare(&config, &tokenizer)?;
         let folder = RunFolder::create(path, &config)?;
-        Trainer::fresh(config, tokenizer, folder, model, corpora)
+        Trainer::fresh(config, tokenizer, folder, device, model, corpora)
     }
 
     /// A run from the beginning, in a folder that has its `config.toml` already.
@@ -167,27 +187,28 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::start`].
     pub fn begin(config: RunConfig, tokenizer: Arc<Tokenizer>, folder: RunFolder) -> anyhow::Result<Trainer> {
-        let (model, corpora) = Trainer::prepare(&config, &tokenizer)?;
-        Trainer::fresh(config, tokenizer, folder, model, corpora)
+        let (device, model, corpora) = Trainer::prepare(&config, &tokenizer)?;
+        Trainer::fresh(config, tokenizer, folder, device, model, corpora)
     }
 
-    fn prepare(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Result<(Gpt, Corpora)> {
+    fn prepare(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Result<(Device, Gpt, Corpora)> {
         let model = Gpt::new(config.model.clone(), config.device.dtype)?;
         check_memory(config, &model)?;
         check_vocabulary(&**tokenizer, &config.model)?;
-        Ok((model, open_data(config, tokenizer)?))
+        Ok((open_device(config, &model)?, model, open_data(config, tokenizer)?))
     }
 
     fn fresh(
         config: RunConfig,
         tokenizer: Arc<Tokenizer>,
         folder: RunFolder,
+        device: Device,
         model: Gpt,
         corpora: Corpora,
     ) -> anyhow::Result<Trainer> {
         let params = model.init(config.device.dtype, config.train.seed);
         let control = Control::new(config.loss.lm.weight);
-        Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, None)
+        Trainer::assemble(config, folder, device, model, tokenizer, params, corpora, control, None)
     }
 
     /// A run that goes on in an opened folder from its newest checkpoint, or from the one `back` before it.
@@ -203,6 +224,7 @@ impl Trainer {
         }
         let Some(tokenizer) = tokenizer.map(Arc::new) else { user_bail!("{} holds no tokenizer.json", dir.display()) };
         check_memory(&config, &model)?;
+        let device = open_device(&config, &model)?;
         let mut moments = Moments::zeros(&params);
         let state = state::load(&dir, &model, &mut moments)?;
         if state.tokenizer_digest != tokenizer.digest() {
@@ -210,13 +232,14 @@ impl Trainer {
         }
         let corpora = open_data(&config, &tokenizer)?;
         let control = state.control.clone();
-        Trainer::assemble(config, folder, model, tokenizer, params, corpora, control, Some((state, moments)))
+        Trainer::assemble(config, folder, device, model, tokenizer, params, corpora, control, Some((state, moments)))
     }
 
     #[allow(clippy::too_many_arguments)] // the one place where a run's parts come together
     fn assemble(
         config: RunConfig,
         folder: RunFolder,
+        device: Device,
         model: Gpt,
         tokenizer: Arc<Tokenizer>,
         params: Params,
@@ -225,7 +248,6 @@ impl Trainer {
         past: Option<(TrainState, Moments)>,
     ) -> anyhow::Result<Trainer> {
         let dtype = config.device.dtype;
-        let device = choice::open(&config.device.kind, config.device.sim)?;
         let (model, params) = (model.to(device), params.to(device));
         let train = &config.train;
         let plan = Plan::new(train.optimizer, model.layout(), config.model.width, train.lr_scale, train.weight_decay);
@@ -235,12 +257,12 @@ impl Trainer {
             Device::Cpu => 2 * estimate::activation_bytes(&config) + (64 << 20),
             Device::Gpu(_) => estimate::gpu_arena_bytes(&config, &model),
         };
-        let arena = Arena::on(device, arena_bytes)?;
+        let arena = Arena::on(device, arena_bytes).map_err(|error| user_error!("{error}"))?;
         let (state, moments) = match past {
             Some((state, moments)) => (Some(state), moments.to(device)),
             None => (None, Moments::zeros(&params)),
         };
-        device.synchronise()?;
+        device.synchronise().map_err(|error| user_error!("{error}"))?;
         let loader = corpora.train.start(state.as_ref().map(|s| &s.loader))?;
         let step = state.as_ref().map_or(0, |s| s.step);
         let metrics = Metrics::open(folder.path(), step)?;

@@ -4,6 +4,8 @@
 //! differences of that reference; and in f32 and bf16 it must stay within a bound derived from the rounding unit of the
 //! type and the length of the longest sum. All bounds are stated as what must hold, so a NaN fails by itself.
 
+pub mod families;
+
 use crate::device::gpu::Gpu;
 use crate::ops::rope::Heads;
 use crate::tensor::random::Philox;

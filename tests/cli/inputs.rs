@@ -110,6 +110,7 @@ fn wrong_configurations_are_named() {
         ("--preset huge", &["unknown preset \"huge\"", "demo", "shakespeare"]),
         ("--optimizer sgd", &["sgd", "adamw", "muon"]),
         ("--device tpu", &["tpu", "auto, cpu, sim and cuda[:i]"]),
+        ("--device cuda:99", &["--device cuda:99", "--device cpu"]),
         ("--dtype int8", &["int8", "f32", "bf16"]),
         ("--dtype f64", &["f64", "f32", "bf16"]),
         ("--set device.dtype=3", &["[device]", "dtype"]),

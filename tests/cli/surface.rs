@@ -44,6 +44,25 @@ fn every_command_shows_an_example_and_every_shell_has_completions() {
 }
 
 #[test]
+fn doctor_says_what_is_here_and_checks_every_family_in_the_simulator() {
+    let folder = tempfile::tempdir().unwrap();
+    if nanochat_gpu::device::modules::MODULES.is_empty() {
+        let out = succeed(folder.path(), "doctor");
+        assert!(out.contains("built without nvcc"), "{out}");
+        return;
+    }
+    let out = succeed(folder.path(), "doctor --device sim --json");
+    for part in ["processor", "memory", "sm_80, sm_90a", "NVRTC", "simulated GPU"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let report = last_object(&out);
+    let families = report["families"].as_array().unwrap();
+    assert!(families.len() >= 9 && families.iter().all(|family| family["error"].is_null()), "{report}");
+    assert!(report["kernels"].as_u64().unwrap() > 40, "{report}");
+    refused(folder.path(), "doctor --device tpu", &["tpu", "auto, cpu, sim and cuda[:i]"]);
+}
+
+#[test]
 fn a_dry_run_tells_and_makes_nothing() {
     let tiny = tiny();
     let folder = tempfile::tempdir().unwrap();

@@ -88,6 +88,19 @@ fn logits_losses_and_gradients_are_written() {
     }
     assert_eq!(reader.names().len(), 3 + model.layout().entries().len());
 
+    if !nanochat_gpu::device::modules::MODULES.is_empty() {
+        let device = shown(&folder.path().join("device.safetensors"));
+        let base = ["--checkpoint", &dir, "--out", &device, "--tokens", &token_list, "--targets", &target_list];
+        run_logits(&[&base[..], &["--grads", "--device", "sim"]].concat()).unwrap();
+        let device = Reader::open(device.as_ref()).unwrap();
+        assert_eq!(device.names(), reader.names());
+        for name in device.names() {
+            let values =
+                |reader: &Reader| reader.floats(&name).unwrap().1.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            close(&name, &values(&device), &values(&reader), 2e-5).unwrap();
+        }
+    }
+
     run_logits(&[&base[..], &["--dtype", "bf16"]].concat()).unwrap();
     let reader = Reader::open(out.as_ref()).unwrap();
     assert_eq!(reader.names(), ["logits"]);

@@ -87,7 +87,8 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             bytes(&[&losses, &dx.unwrap(), grads.flat()])
         }
         "grad_norm" => {
-            let sums = grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), &[0..5000]);
+            let sums =
+                grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), std::slice::from_ref(&(0..5000)));
             sums[0].to_le_bytes().to_vec()
         }
         other => panic!("kernels/{other}.cu synchronises and has no scenario here"),

@@ -105,7 +105,7 @@ fn optimiser_kernels_move_what_they_must() {
     let mut grads = Grads::zeros_on(arena.device(), layout, DType::Bf16);
     grads.flat_mut().copy_from_f64(&normals("traffic gradients", n));
     let mut moments = Moments::zeros(&params);
-    let sums = grad_norm::sums_of_squares(&arena, grads.flat(), &[0..n]);
+    let sums = grad_norm::sums_of_squares(&arena, grads.flat(), std::slice::from_ref(&(0..n)));
     update(&arena, &plan, &mut params, grads.flat(), &mut moments, 1.0, 1.0);
     assert!(sums[0] > 0.9 * n as f64);
     let mut copy = Tensor::uninit(&arena, [n], DType::F32);

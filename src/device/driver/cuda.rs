@@ -65,6 +65,12 @@ pub fn cards() -> Result<Vec<(String, Capability)>> {
     (0..count).map(|index| card(index).map(|(_, name, capability)| (name, capability))).collect()
 }
 
+/// Whether NVRTC, which compiles kernels at run time, is here.
+pub fn nvrtc_present() -> bool {
+    // SAFETY: only opens the library to see whether it is there.
+    unsafe { cudarc::nvrtc::sys::is_culib_present() }
+}
+
 /// Finds and starts the driver.
 fn start() -> Result<()> {
     // SAFETY: only opens the library to see whether it is there; loading NVIDIA's driver has no precondition.
@@ -215,8 +221,7 @@ impl Driver for Cuda {
 
     fn compile(&self, stem: &str, text: &str) -> Result<ModuleId> {
         self.bind()?;
-        // SAFETY: only opens the library to see whether it is there.
-        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+        if !nvrtc_present() {
             return Err(unavailable(format!(
                 "this executable has no code of kernels/{stem}.cu for {}, and NVRTC (libnvrtc.so) was not found to compile it; build with nvcc (tools/get-nvcc), or use --device cpu",
                 self.name

@@ -1,0 +1,155 @@
+//! `doctor`: says what this machine and this executable have, and launches a kernel of each family.
+
+use super::output::print;
+use crate::device::choice::{self, SimMode};
+use crate::device::driver::cuda;
+use crate::device::modules::{KERNELS, MODULES};
+use crate::device::{Device, host_memory_bytes};
+use crate::verify::families::{Extent, FAMILIES};
+use anyhow::bail;
+use clap::Args;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Say what is here: driver, cards, kernels, compilers, memory; and launch a kernel of each family
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nanochat-gpu doctor\n  nanochat-gpu doctor --device sim --full --json")]
+pub struct DoctorCommand {
+    /// Where to launch: auto (a card, else the simulator), sim or cuda[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Every case of every family, not one of each
+    #[arg(long)]
+    full: bool,
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found.
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    commit: &'static str,
+    cpu: Vec<&'static str>,
+    cores: usize,
+    memory_available_bytes: u64,
+    memory_total_bytes: u64,
+    /// Kernels inside this executable, and the architectures they are compiled for.
+    kernels: usize,
+    architectures: Vec<&'static str>,
+    nvcc: Option<PathBuf>,
+    nvrtc: bool,
+    /// Name and compute capability of every card, or why there are none.
+    cards: Vec<String>,
+    driver: Option<String>,
+    device: Option<String>,
+    families: Vec<Family>,
+}
+
+#[derive(Serialize)]
+struct Family {
+    name: &'static str,
+    /// None where it agrees with the CPU.
+    error: Option<String>,
+}
+
+/// Runs the command. Errors: user errors for a device that is not there; a kernel that computes something else than the CPU.
+pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
+    let (available, total) = host_memory_bytes();
+    let (cards, driver) = match cuda::cards() {
+        Ok(cards) => (cards.iter().map(|(name, capability)| format!("{name}, {capability}")).collect(), None),
+        Err(why) => (Vec::new(), Some(why.to_string())),
+    };
+    let mut architectures: Vec<&str> = MODULES.iter().map(|module| module.arch).collect();
+    architectures.sort_unstable();
+    architectures.dedup();
+    let name = match &command.device[..] {
+        "auto" if choice::auto() != "cpu" => Some(choice::auto()),
+        "auto" => (!MODULES.is_empty()).then_some("sim"),
+        given => Some(given),
+    };
+    let device = name.map(|name| choice::open(name, SimMode::Checked)).transpose()?;
+    let extent = if command.full { Extent::All } else { Extent::One };
+    let families = match device {
+        Some(Device::Gpu(gpu)) => {
+            FAMILIES.iter().map(|&(name, check)| Family { name, error: check(gpu, extent).err() }).collect()
+        }
+        _ => Vec::new(),
+    };
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: env!("NANOCHAT_COMMIT"),
+        cpu: cpu_features(),
+        cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        memory_available_bytes: available,
+        memory_total_bytes: total,
+        kernels: KERNELS.len(),
+        architectures,
+        nvcc: find_nvcc(),
+        nvrtc: cuda::nvrtc_present(),
+        cards,
+        driver,
+        device: device.and_then(|device| match device {
+            Device::Gpu(gpu) => Some(gpu.driver().name()),
+            Device::Cpu => None,
+        }),
+        families,
+    };
+    let mut text = describe(&report);
+    if command.json {
+        text += &format!("{}\n", serde_json::to_string(&report)?);
+    }
+    print(text.as_bytes())?;
+    let wrong: Vec<&str> = report.families.iter().filter(|f| f.error.is_some()).map(|f| f.name).collect();
+    if !wrong.is_empty() {
+        bail!("{} of {} families of kernels are wrong here: {}", wrong.len(), report.families.len(), wrong.join(", "));
+    }
+    Ok(())
+}
+
+fn describe(report: &Report) -> String {
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let mut text = format!("nanochat-gpu   {}, commit {}\n", report.version, report.commit);
+    text += &format!("processor      {} cores, {}\n", report.cores, report.cpu.join(" "));
+    let (available, total) = (gib(report.memory_available_bytes), gib(report.memory_total_bytes));
+    text += &format!("memory         {available:.1} of {total:.1} GiB available\n");
+    text += &match report.architectures.is_empty() {
+        true => "kernels        none inside: built without nvcc (tools/get-nvcc)\n".to_string(),
+        false => format!("kernels        {} for {}\n", report.kernels, report.architectures.join(", ")),
+    };
+    let nvcc = report.nvcc.as_ref().map_or("not found".to_string(), |path| path.display().to_string());
+    text += &format!("nvcc           {nvcc}\nNVRTC          {}\n", if report.nvrtc { "found" } else { "not found" });
+    text += &match &report.driver {
+        Some(why) => format!("cards          {why}\n"),
+        None => format!("cards          {}\n", report.cards.join("; ")),
+    };
+    if let Some(device) = &report.device {
+        text += &format!("launched on    {device}\n");
+    }
+    for Family { name, error } in &report.families {
+        text += &format!("  {name:<12} {}\n", error.as_deref().unwrap_or("agrees with the CPU"));
+    }
+    text
+}
+
+fn cpu_features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let features = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let features = [(std::env::consts::ARCH, true)];
+    features.iter().filter(|(_, here)| *here).map(|(name, _)| *name).collect()
+}
+
+/// Where the build script would find nvcc.
+fn find_nvcc() -> Option<PathBuf> {
+    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join("nvcc"));
+    let usual = [PathBuf::from("/usr/local/cuda/bin/nvcc"), PathBuf::from(".cuda/bin/nvcc")];
+    home.into_iter().chain(on_path).chain(usual).find(|candidate| candidate.is_file())
+}
