@@ -134,12 +134,15 @@ pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Resu
     Ok(corpora)
 }
 
-/// Refuses a run that does not fit the machine's memory.
+/// Refuses a run that does not fit the machine's memory. Of a run on a card the host holds the parameters and moments while
+/// they are made, read or saved.
 ///
 /// # Errors
 /// Both numbers and what to change.
 pub fn check_memory(config: &RunConfig, model: &Gpt) -> anyhow::Result<()> {
-    let need = estimate::estimate(config, model, false).memory_bytes as u64;
+    let estimate = estimate::estimate(config, model, false);
+    let on_card = config.device.kind.starts_with("cuda");
+    let need = if on_card { estimate.state_bytes } else { estimate.memory_bytes } as u64;
     let (available, _) = device::host_memory_bytes();
     if need > available {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
