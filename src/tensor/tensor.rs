@@ -321,6 +321,11 @@ impl Alias {
         assert_eq!(E::DTYPE, self.dtype, "element type");
         Ptr::new(self.place.gpu())
     }
+
+    /// Whether they start at a multiple of `bytes` of device memory.
+    pub fn is_aligned(&self, bytes: u64) -> bool {
+        self.place.gpu().0.is_multiple_of(bytes)
+    }
 }
 
 /// A part of a long-lived flat buffer, to write: the gradient of a parameter.

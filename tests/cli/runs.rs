@@ -225,7 +225,9 @@ fn a_wrong_control_file_is_a_notice() {
     let run = folder.join("run");
     for (content, step) in [("lr_scale = -1.0", 20), ("lr_scal = 1.0", 40), ("no toml at all", 60)] {
         wait_until("it trains", || steps(&run) >= step);
-        std::fs::write(run.join("control.toml"), content).unwrap();
+        // In one step: half a file would be a notice of its own.
+        std::fs::write(run.join("control.new"), content).unwrap();
+        std::fs::rename(run.join("control.new"), run.join("control.toml")).unwrap();
     }
     wait_until("it trains on", || steps(&run) >= 90);
     signal(&child, "INT");

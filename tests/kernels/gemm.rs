@@ -23,7 +23,18 @@ fn rounded(values: &[f64], dtype: DType) -> Vec<f64> {
 #[test]
 fn every_transpose_and_type_at_awkward_sizes() {
     for gpu in simulators() {
-        for size @ [m, n, k] in [[1, 1, 1], [97, 33, 65], [200, 70, 17], [64, 128, 96], [5, 200, 130]] {
+        // In bf16 the last four take the tensor cores wherever rows are 16 bytes apart: sizes that divide no tile, more than
+        // one tile each way, fewer and more steps along K than the pipeline has stages.
+        for size @ [m, n, k] in [
+            [1, 1, 1],
+            [97, 33, 65],
+            [200, 70, 17],
+            [5, 200, 130],
+            [8, 16, 8],
+            [64, 128, 96],
+            [257, 40, 72],
+            [136, 264, 200],
+        ] {
             for (from, to) in [(DType::F32, DType::F32), (DType::Bf16, DType::Bf16), (DType::Bf16, DType::F32)] {
                 let (a, b) = (rounded(&normals("gemm a", m * k), from), rounded(&normals("gemm b", k * n), from));
                 let want = product(&a, &b, size);

@@ -16,7 +16,7 @@ use nanochat_gpu::tensor::{Arena, DType, ParamId, Tensor};
 use nanochat_gpu::verify::{integers, normals};
 use ptxsim::error::Error;
 use ptxsim::mutation::{self, Fate};
-use ptxsim::options::{Options, Schedule};
+use ptxsim::options::{AsyncPolicy, Options, Schedule, TensorMode};
 use std::collections::HashMap;
 
 /// Barriers that may go: kernel, how many, and why.
@@ -71,6 +71,18 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             gemm(gpu, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
+        "gemm_mma" => {
+            // One block whose first warps have all their rows, and more steps along K than the pipeline has stages.
+            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
+            let [m, n, k] = [64, 40, 136];
+            let (a, b) = (at(arena, dtype, &[m, k]), at(arena, dtype, &[k, n]));
+            let to = if kernel.ends_with("to_f32") { DType::F32 } else { dtype };
+            let mut c = Tensor::uninit(arena, [m, n], to);
+            let a = if kernel.contains("_ak_") { Operand::new(&a, m, k) } else { Operand::new(&a, k, m).t() };
+            let b = if kernel.contains("_bn_") { Operand::new(&b, k, n) } else { Operand::new(&b, n, k).t() };
+            gemm(gpu, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
+            bytes(&[&c])
+        }
         "attention_naive" => {
             let (heads, t) = (Heads { h: 2, g: 1, d: 6 }, 150);
             let qkv = at(arena, dtype, &[t, heads.row_elems()]);
@@ -118,11 +130,24 @@ fn a_missing_barrier_is_reported() {
             gpu.synchronise().map_err(|error| Error::Host(error.to_string()))?;
             Ok((Vec::new(), bytes))
         };
-        // No kernel here has asynchronous work, so the order of warps is all there is to vary.
-        let orders = [Schedule::RoundRobin, Schedule::Reverse, Schedule::Random];
-        let runs: Vec<Options> = orders
-            .map(|schedule| Options { schedule, seed: 1, instructions_max: 4_000_000, ..Options::default() })
-            .to_vec();
+        // Without asynchronous work the order of warps is all there is to vary.
+        let orders = [
+            (Schedule::RoundRobin, AsyncPolicy::Late),
+            (Schedule::Reverse, AsyncPolicy::Early),
+            (Schedule::Random, AsyncPolicy::Random),
+            (Schedule::Reverse, AsyncPolicy::Late),
+        ];
+        let runs: Vec<Options> = orders[..if module.ptx.contains("cp.async") { 4 } else { 3 }]
+            .iter()
+            .map(|&(schedule, asynchrony)| Options {
+                schedule,
+                asynchrony,
+                seed: 1,
+                instructions_max: 4_000_000,
+                tensor: TensorMode::Fast,
+                ..Options::default()
+            })
+            .collect();
         let verdicts = mutation::examine(module.ptx, kernel.name, &runs, run).unwrap_or_else(|e| panic!("{e}"));
         let silent = verdicts.iter().filter(|verdict| !matches!(verdict.fate, Fate::Reported(_)));
         let silent: Vec<String> = silent.map(|v| format!("line {} {}: {:?}", v.line, v.was, v.fate)).collect();

@@ -1,0 +1,28 @@
+// cp.async: 16 bytes from global to shared memory behind the thread's back, in groups (PTX ISA 9.7.9.25.3; from sm_80 on).
+//
+// A wait makes the data visible to the waiting thread alone: a barrier must follow before others read it.
+#pragma once
+
+#include "../common/types.cuh"
+
+// The address of shared memory as these instructions want it.
+__device__ __forceinline__ u32 shared_address(const void* s) {
+    return static_cast<u32>(__cvta_generic_to_shared(s));
+}
+
+// Copies `bytes` (0 to 16) and fills up to 16 with zeros; with 0 nothing is read, wherever `g` points. Both addresses are
+// multiples of 16. Goes past L1 (`.cg`): nobody in this block reads it again.
+__device__ __forceinline__ void cp_async_16(u32 s, const void* g, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(__cvta_generic_to_global(g)), "r"(bytes) : "memory");
+}
+
+// Ends a group of the thread's copies.
+__device__ __forceinline__ void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most `NEWEST` of the thread's groups are under way.
+template <u32 NEWEST>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
+}
