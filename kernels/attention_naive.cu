@@ -15,6 +15,7 @@
 //
 // The twin of the flash kernels: what they are held against. Sums in a fixed order.
 // T, S up to 40,000 (shared memory); D at most 512.
+#include "common/attention.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
@@ -43,12 +44,6 @@ __device__ __forceinline__ float block_max(float x, float (&s)[THREADS / WARP]) 
         x = fmaxf(x, s[warp]);
     }
     return x;
-}
-
-__device__ __forceinline__ u32 first_key(const u32* gdoc_start, u64 row, u32 position, u32 window) {
-    const u32 by_window = window != 0 && position + 1 > window ? position + 1 - window : 0;
-    const u32 by_document = gdoc_start != nullptr ? gdoc_start[row] : 0;
-    return by_window > by_document ? by_window : by_document;
 }
 
 template <typename E>

@@ -36,6 +36,20 @@ pub const ATTENTION: &[AttentionCase] = &[
     AttentionCase { b: 1, t: 141, heads: Heads { h: 1, g: 1, d: 12 }, window: Some(40), document: 50 },
 ];
 
+/// Shapes of attention by tiles of 64 (bf16 on a GPU), for each head width of those kernels.
+pub const ATTENTION_FLASH: &[AttentionCase] = &[
+    AttentionCase { b: 2, t: 1, heads: Heads { h: 2, g: 1, d: 32 }, window: None, document: 0 },
+    AttentionCase { b: 1, t: 300, heads: Heads { h: 3, g: 1, d: 32 }, window: None, document: 0 },
+    AttentionCase { b: 1, t: 200, heads: Heads { h: 2, g: 2, d: 32 }, window: Some(150), document: 61 },
+    AttentionCase { b: 2, t: 97, heads: Heads { h: 4, g: 2, d: 64 }, window: Some(13), document: 0 },
+    AttentionCase { b: 1, t: 200, heads: Heads { h: 3, g: 1, d: 64 }, window: None, document: 77 },
+    AttentionCase { b: 1, t: 300, heads: Heads { h: 1, g: 1, d: 96 }, window: Some(40), document: 130 },
+    AttentionCase { b: 1, t: 200, heads: Heads { h: 2, g: 1, d: 96 }, window: None, document: 0 },
+    AttentionCase { b: 3, t: 1, heads: Heads { h: 1, g: 1, d: 128 }, window: None, document: 0 },
+    AttentionCase { b: 1, t: 300, heads: Heads { h: 2, g: 1, d: 128 }, window: Some(150), document: 0 },
+    AttentionCase { b: 1, t: 97, heads: Heads { h: 2, g: 2, d: 128 }, window: None, document: 19 },
+];
+
 /// Standard normal numbers named by `name`.
 pub fn normals(name: &str, n: usize) -> Vec<f64> {
     let stream = Philox::new(0, name);

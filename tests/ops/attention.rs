@@ -2,7 +2,8 @@ use super::*;
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::verify::{self, AttentionCase};
 
-fn mask(arena: &Arena, case: &AttentionCase) -> Mask {
+/// The mask of a case, in `arena`.
+pub fn mask(arena: &Arena, case: &AttentionCase) -> Mask {
     let starts = |i: usize| ((i % case.t) / case.document * case.document) as u32;
     let doc_start = (case.document > 0).then(|| ids(arena, &(0..case.b * case.t).map(starts).collect::<Vec<_>>()));
     Mask { window: case.window, doc_start }

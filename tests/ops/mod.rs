@@ -2,6 +2,7 @@
 
 mod add;
 mod attention;
+mod attention_flash;
 mod embedding;
 mod grad_norm;
 mod linear;

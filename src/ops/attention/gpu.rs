@@ -3,9 +3,10 @@
 use super::{Mask, Saved};
 use crate::device::Device;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{self, Grid, Ptr, PtrMut, by_dtype};
+use crate::device::launch::{self, Grid, Ptr, PtrMut};
 use crate::ops::rope::Heads;
 use crate::tensor::{Arena, DType, Tensor};
+use half::bf16;
 
 /// Longest row and widest head of the naive kernels: scores of a row lie in shared memory.
 const KEYS_MAX: usize = 40_000;
@@ -26,39 +27,90 @@ fn scale(d: usize) -> f32 {
     (1.0 / (d as f64).sqrt()) as f32
 }
 
+/// Queries or keys of a block of the flash kernels.
+const FLASH_TILE: usize = 64;
+/// Rows of a block that sums delta.
+const FLASH_DELTA_ROWS: usize = 32;
+/// lse, delta and first key of two tiles of 32 passing queries.
+const FLASH_NUMBERS_BYTES: usize = 2 * 3 * 32 * size_of::<f32>();
+
+/// The head width of the flash kernels where they serve: bf16 rows that start at multiples of 16 bytes.
+fn flash_width(d: usize, strides: [usize; 2], tensors: &[&Tensor]) -> Option<usize> {
+    let fits = |x: &&Tensor| x.dtype() == DType::Bf16 && x.ptr::<bf16>().is_aligned(16);
+    let serves = [32, 64, 96, 128].contains(&d) && strides.iter().all(|s| s % 8 == 0) && tensors.iter().all(fits);
+    serves.then_some(d)
+}
+
+/// What forward reads: rows of queries and of keys and values, `strides` apart, of `[b, t]` queries and `[b, s]` keys.
+struct Forward<'a> {
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    heads: Heads,
+    b: usize,
+    t: usize,
+    s: usize,
+    strides: [usize; 2],
+    window: Option<usize>,
+}
+
+impl Forward<'_> {
+    /// Writes `out`, and `lse` where it is not null.
+    fn launch(&self, out: &mut Tensor, lse: PtrMut<f32>, starts: Ptr<u32>) {
+        let Forward { q, k, v, heads: Heads { h, g, d }, b, t, s, strides: [q_stride, kv_stride], .. } = *self;
+        let (gpu, window, past, scale) = (gpu_of(q), self.window.unwrap_or(0), s - t, scale(d));
+        let tiles = Grid { blocks: [t.div_ceil(FLASH_TILE), h, b], smem_bytes: 4 * FLASH_TILE * d * size_of::<bf16>() };
+        let rows = Grid { blocks: [t, h, b], smem_bytes: s * size_of::<f32>() };
+        macro_rules! run {
+            ($kernel:ident, $grid:ident $(, $width:ident)?) => {
+                launch::$kernel(
+                    gpu,
+                    $grid,
+                    out.ptr_mut(),
+                    lse,
+                    q.ptr(),
+                    k.ptr(),
+                    v.ptr(),
+                    starts,
+                    scale,
+                    t,
+                    s,
+                    h,
+                    g,
+                    $($width,)?
+                    q_stride,
+                    kv_stride,
+                    window,
+                    past,
+                )
+            };
+        }
+        match (flash_width(d, self.strides, &[out, q, k, v]), q.dtype()) {
+            (Some(32), _) => run!(attention_flash_fwd_query_tiles_d32_bf16, tiles),
+            (Some(64), _) => run!(attention_flash_fwd_query_tiles_d64_bf16, tiles),
+            (Some(96), _) => run!(attention_flash_fwd_query_tiles_d96_bf16, tiles),
+            (Some(_), _) => run!(attention_flash_fwd_query_tiles_d128_bf16, tiles),
+            (None, dtype) => {
+                check(s, d);
+                match dtype {
+                    DType::F32 => run!(attention_naive_fwd_query_rows_f32, rows, d),
+                    DType::Bf16 => run!(attention_naive_fwd_query_rows_bf16, rows, d),
+                    other => panic!("no kernel attends in {other}"),
+                }
+            }
+        }
+    }
+}
+
 pub(super) fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) -> (Tensor, Saved) {
-    let (Heads { h, g, d }, [n, row], dtype) = (heads, qkv.shape().rows_cols(), qkv.dtype());
-    let (gpu, b) = (gpu_of(qkv), n / t);
-    check(t, d);
+    let (Heads { h, d, .. }, [n, row], dtype) = (heads, qkv.shape().rows_cols(), qkv.dtype());
+    let b = n / t;
     let mut out = Tensor::uninit(arena, [n, h * d], dtype);
     let mut lse = Tensor::uninit(arena, [b, h, t], DType::F32);
-    let [k, v] = parts(qkv, heads);
-    let grid = Grid { blocks: [t, h, b], smem_bytes: t * size_of::<f32>() };
-    let (window, starts) = (mask.window.unwrap_or(0), || mask.doc_start.as_ref().map_or(Ptr::none(), |s| s.ptr()));
-    by_dtype!(
-        dtype,
-        attention_naive_fwd_query_rows_f32 | attention_naive_fwd_query_rows_bf16,
-        (
-            gpu,
-            grid,
-            out.ptr_mut(),
-            lse.ptr_mut(),
-            qkv.ptr(),
-            k.ptr(),
-            v.ptr(),
-            starts(),
-            scale(d),
-            t,
-            t,
-            h,
-            g,
-            d,
-            row,
-            row,
-            window,
-            0
-        )
-    );
+    let [k, v] = &parts(qkv, heads);
+    let starts = mask.doc_start.as_ref().map_or(Ptr::none(), |starts| starts.ptr());
+    let inputs = Forward { q: qkv, k, v, heads, b, t, s: t, strides: [row, row], window: mask.window };
+    inputs.launch(&mut out, lse.ptr_mut(), starts);
     (out.clone(), Saved { qkv: qkv.clone(), out, lse, mask })
 }
 
@@ -72,38 +124,13 @@ pub(super) fn forward_cached(
     q: &Tensor,
     [k, v]: [&Tensor; 2],
     heads: Heads,
-    s_len: usize,
+    s: usize,
     window: Option<usize>,
 ) -> Tensor {
-    let (Heads { h, g, d }, [t, _], dtype, gpu) = (heads, q.shape().rows_cols(), q.dtype(), gpu_of(q));
-    check(s_len, d);
-    let mut out = Tensor::uninit(arena, [t, h * d], dtype);
-    let grid = Grid { blocks: [t, h, 1], smem_bytes: s_len * size_of::<f32>() };
-    let (window, past) = (window.unwrap_or(0), s_len - t);
-    by_dtype!(
-        dtype,
-        attention_naive_fwd_query_rows_f32 | attention_naive_fwd_query_rows_bf16,
-        (
-            gpu,
-            grid,
-            out.ptr_mut(),
-            PtrMut::none(),
-            q.ptr(),
-            k.ptr(),
-            v.ptr(),
-            Ptr::none(),
-            scale(d),
-            t,
-            s_len,
-            h,
-            g,
-            d,
-            h * d,
-            g * d,
-            window,
-            past
-        )
-    );
+    let (Heads { h, g, d }, [t, _]) = (heads, q.shape().rows_cols());
+    let mut out = Tensor::uninit(arena, [t, h * d], q.dtype());
+    let inputs = Forward { q, k, v, heads, b: 1, t, s, strides: [h * d, g * d], window };
+    inputs.launch(&mut out, PtrMut::none(), Ptr::none());
     out
 }
 
@@ -114,6 +141,10 @@ pub(super) fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, sav
     let mut dqkv = Tensor::uninit(arena, [n, row], qkv.dtype());
     let mut delta = Tensor::uninit(arena, [b, h, t], DType::F32);
     let [k, v] = parts(qkv, heads);
+    if flash_width(d, [row, row], &[qkv, &k, &v, out, dout, &dqkv]).is_some() {
+        backward_flash(&mut dqkv, &mut delta, dout, [&k, &v], heads, t, saved);
+        return dqkv;
+    }
     let (window, scale) = (mask.window.unwrap_or(0), scale(d));
     let queries = Grid { blocks: [t, h, b], smem_bytes: t * size_of::<f32>() };
     let keys = Grid { blocks: [t, g, b], smem_bytes: 0 };
@@ -171,4 +202,72 @@ pub(super) fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, sav
         other => panic!("no kernel attends in {other}"),
     }
     dqkv
+}
+
+/// Delta, then dQ by tiles of queries, then dK and dV by tiles of keys: each block owns what it sums.
+fn backward_flash(
+    dqkv: &mut Tensor,
+    delta: &mut Tensor,
+    dout: &Tensor,
+    [k, v]: [&Tensor; 2],
+    heads: Heads,
+    t: usize,
+    saved: &Saved,
+) {
+    let Saved { qkv, out, lse, mask } = saved;
+    let (Heads { h, g, d }, [n, row], gpu) = (heads, qkv.shape().rows_cols(), gpu_of(dout));
+    let (b, tiles, window, scale) = (n / t, t.div_ceil(FLASH_TILE), mask.window.unwrap_or(0), scale(d));
+    let tiles_bytes = 4 * FLASH_TILE * d * size_of::<bf16>();
+    let queries = Grid { blocks: [tiles, h, b], smem_bytes: tiles_bytes };
+    let keys = Grid { blocks: [tiles, g, b], smem_bytes: tiles_bytes + FLASH_NUMBERS_BYTES };
+    let per_head = n * h;
+    let delta_rows = Grid::over(per_head, FLASH_DELTA_ROWS);
+    launch::attention_flash_bwd_delta_rows_bf16(
+        gpu,
+        delta_rows,
+        delta.ptr_mut(),
+        out.ptr(),
+        dout.ptr(),
+        t,
+        h,
+        d,
+        per_head,
+    );
+    // Three parts of one buffer: the columns of the queries, of the keys and of the values.
+    let whole = dqkv.ptr_mut();
+    macro_rules! run {
+        ($kernel:ident, $grid:ident, $($gradient:expr),+) => {
+            launch::$kernel(
+                gpu,
+                $grid,
+                $($gradient,)+
+                qkv.ptr(),
+                k.ptr(),
+                v.ptr(),
+                lse.ptr(),
+                delta.ptr(),
+                dout.ptr(),
+                mask.doc_start.as_ref().map_or(Ptr::none(), |starts| starts.ptr()),
+                scale,
+                t,
+                h,
+                g,
+                row,
+                window,
+            )
+        };
+    }
+    macro_rules! both {
+        ($query_tiles:ident, $key_tiles:ident) => {{
+            run!($query_tiles, queries, whole.part(0));
+            run!($key_tiles, keys, whole.part(h * d), whole.part((h + g) * d));
+        }};
+    }
+    match d {
+        32 => both!(attention_flash_bwd_query_tiles_d32_bf16, attention_flash_bwd_key_tiles_d32_bf16),
+        64 => both!(attention_flash_bwd_query_tiles_d64_bf16, attention_flash_bwd_key_tiles_d64_bf16),
+        96 => both!(attention_flash_bwd_query_tiles_d96_bf16, attention_flash_bwd_key_tiles_d96_bf16),
+        128 => both!(attention_flash_bwd_query_tiles_d128_bf16, attention_flash_bwd_key_tiles_d128_bf16),
+        other => panic!("no flash kernel for heads of {other}"),
+    }
 }
