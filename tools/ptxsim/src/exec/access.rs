@@ -234,8 +234,9 @@ impl<'a> Cluster<'a> {
 
     /// Tells the checkers of an access without faults.
     pub(super) fn tell_good(&mut self, site: Site, space: Space, addresses: &L64, kind: Kind, runs: &[Run]) {
-        if self.watch.wants(Interest::of(space, kind.kind)) {
-            self.watch.emit(&Event::Access(&kind.access(site, space, addresses, runs)));
+        let interest = Interest::of(space, kind.kind);
+        if self.watch.wants(interest) {
+            self.watch.emit_as(interest, &Event::Access(&kind.access(site, space, addresses, runs)));
         }
     }
 

@@ -33,7 +33,12 @@ impl<'a> Watch<'a> {
 
     /// Tells the checkers.
     pub fn emit(&mut self, event: &Event) {
-        let interest = event.interest();
+        self.emit_as(event.interest(), event);
+    }
+
+    /// The same where the caller knows the event's kind.
+    #[inline]
+    pub fn emit_as(&mut self, interest: Interest, event: &Event) {
         let context = Context { launch: &self.launch.info, cluster: self.cluster, memory: self.launch.memory };
         for (wanted, checker) in &mut self.checkers {
             if wanted.has(interest) {
