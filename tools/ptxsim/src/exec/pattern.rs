@@ -132,6 +132,12 @@ impl Pattern {
         inside && first - base <= size && first - base + most <= size - bytes && (first | self.low) & (align - 1) == 0
     }
 
+    /// The first address, if all bytes lie in `base .. base + size` and all addresses are multiples of a lane's bytes.
+    #[inline(always)]
+    pub fn inside(&self, first: u64, range: (u64, u64)) -> Option<u64> {
+        self.fits(first, range, u64::from(self.bytes)).then_some(first)
+    }
+
     /// Phases and wavefronts of an access of this pattern in shared memory: they do not change when all addresses move by
     /// whole words.
     #[inline(always)]

@@ -73,10 +73,7 @@ impl<'a> Cluster<'a> {
                     slot: u16 = slot, offset: u64 = offset, range: (u64, u64) = range, shared: &'w [u8] = shared
                     => Option<u64> {
                         let base = pattern.start32(&regs.narrow[slot as usize])?;
-                        let first = base.wrapping_add(offset as u32) as u64;
-                        if !pattern.fits(first, range, memory.bytes() as u64) {
-                            return None;
-                        }
+                        let first = pattern.inside(base.wrapping_add(offset as u32) as u64, range)?;
                         for (index, register) in memory.registers.iter().enumerate() {
                             let AnySrc::Narrow(slot) = *register else { continue };
                             let start = first - range.0 + 4 * index as u64;
@@ -95,9 +92,7 @@ impl<'a> Cluster<'a> {
                 let first = pattern.start64(self.arch, &regs.wide[slot as usize])?.wrapping_add(offset);
                 let allocation = self.launch.memory.find(first)?;
                 let range = (allocation.base, allocation.bytes);
-                if !pattern.fits(first, range, memory.bytes() as u64) || !self.deferred.is_empty() {
-                    return None;
-                }
+                pattern.inside(first, range).filter(|_| self.deferred.is_empty())?;
                 for (index, register) in memory.registers.iter().enumerate() {
                     let AnySrc::Narrow(slot) = *register else { continue };
                     let start = first - range.0 + 4 * index as u64;
@@ -134,10 +129,7 @@ impl<'a> Cluster<'a> {
                     shared: &'w mut [u8] = shared
                     => Option<u64> {
                         let base = pattern.start32(&regs.narrow[slot as usize])?;
-                        let first = base.wrapping_add(offset as u32) as u64;
-                        if !pattern.fits(first, range, memory.bytes() as u64) {
-                            return None;
-                        }
+                        let first = pattern.inside(base.wrapping_add(offset as u32) as u64, range)?;
                         for (index, register) in memory.registers.iter().enumerate() {
                             let AnySrc::Narrow(source) = *register else { continue };
                             let start = first - range.0 + 4 * index as u64;
@@ -156,9 +148,7 @@ impl<'a> Cluster<'a> {
                 let first = pattern.start64(self.arch, &regs.wide[slot as usize])?.wrapping_add(offset);
                 let allocation = self.launch.memory.find(first).filter(|a| !a.constant)?;
                 let range = (allocation.base, allocation.bytes);
-                if !pattern.fits(first, range, memory.bytes() as u64) || !self.deferred.is_empty() {
-                    return None;
-                }
+                pattern.inside(first, range).filter(|_| self.deferred.is_empty())?;
                 for (index, register) in memory.registers.iter().enumerate() {
                     let AnySrc::Narrow(source) = *register else { continue };
                     let start = first - range.0 + 4 * index as u64;
