@@ -45,8 +45,19 @@ pub struct LaunchInfo {
     pub lines: Arc<[Line]>,
     /// Seed of the run.
     pub seed: u64,
+    /// What the kernel has.
+    pub features: Features,
     /// Clusters take turns on one thread, in an order that no option of the host changes.
     pub in_turns: bool,
+}
+
+/// What a kernel has operations of, so that checkers of what it lacks need not listen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Bulk and tensor copies, asynchronous stores, `wgmma`.
+    pub async_proxy: bool,
+    /// Operations on mbarriers.
+    pub mbarriers: bool,
 }
 
 impl LaunchInfo {

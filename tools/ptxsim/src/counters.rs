@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use serde::Serialize;
 
 use crate::address::Space;
-use crate::event::{AccessKind, Run};
+use crate::event::{AccessKind, Places, Run};
 use crate::exec::access::Kind;
 use crate::launch::Launch;
 use crate::memory::{Allocation, GlobalMemory, span};
@@ -85,14 +85,12 @@ pub(crate) struct Counted<'a> {
     pub space: Space,
     /// Lanes that are fine.
     pub lanes: u32,
-    /// Their addresses.
-    pub addresses: &'a L64,
+    /// Where they lie.
+    pub places: Places<'a>,
     /// What it is.
     pub kind: Kind,
     /// Allocation that holds all lanes, if one does.
     pub allocation: Option<&'a Allocation>,
-    /// Neighbours joined.
-    pub runs: &'a [Run],
     /// Phases and wavefronts, where they are known.
     pub banks: Option<(u64, u64)>,
 }
@@ -204,7 +202,7 @@ impl Counters {
     /// An access of a warp's threads.
     #[inline]
     pub(crate) fn access(&mut self, pc: u32, access: &Counted, launch: &Launch) {
-        let Counted { space, lanes, addresses, kind, allocation, runs, banks } = *access;
+        let Counted { space, lanes, places, kind, allocation, banks } = *access;
         if !self.on || lanes == 0 {
             return;
         }
@@ -215,10 +213,10 @@ impl Counters {
                 counts.global_requests += 1;
                 counts.global_bytes_requested += bytes;
                 if space == Space::Local {
-                    counts.global_sectors += local_sectors(addresses, lanes, kind.bytes as u64);
+                    counts.global_sectors += local_sectors(&L64(places.addresses()), lanes, kind.bytes as u64);
                     return;
                 }
-                counts.global_sectors += each_sector(runs, |first, last| match allocation {
+                counts.global_sectors += each_sector(places, |first, last| match allocation {
                     Some(allocation) => launch.footprint.touch(allocation, first, last),
                     None => launch.footprint.find_and_touch(launch.memory, first, last),
                 });
@@ -226,11 +224,12 @@ impl Counters {
             Space::Shared => {
                 counts.shared_requests += 1;
                 counts.shared_bytes += bytes;
-                let (phases, wavefronts) = banks.unwrap_or_else(|| wavefronts(addresses, lanes, kind.bytes));
+                let (phases, wavefronts) =
+                    banks.unwrap_or_else(|| wavefronts(&L64(places.addresses()), lanes, kind.bytes));
                 counts.shared_phases += phases;
                 counts.shared_wavefronts += wavefronts;
                 if kind.kind == AccessKind::Atomic {
-                    counts.shared_atomic_serialised += serialised(addresses, lanes);
+                    counts.shared_atomic_serialised += serialised(&L64(places.addresses()), lanes);
                 }
             }
             Space::Const | Space::Param => {}
@@ -344,12 +343,12 @@ fn class_name(class: Class) -> &'static str {
 
 /// Calls `then` with ranges `first ..= last` of sectors that hold all distinct sectors of some runs; gives their number.
 #[inline]
-fn each_sector(runs: &[Run], mut then: impl FnMut(u64, u64)) -> u64 {
-    let range = |run: &Run| (run.address / 32, (run.address + run.bytes as u64 - 1) / 32);
+fn each_sector(places: Places, mut then: impl FnMut(u64, u64)) -> u64 {
+    let range = |run: Run| (run.address / 32, (run.address + run.bytes as u64 - 1) / 32);
     // Runs come in the order of lanes, which nearly always is that of addresses.
-    if runs.is_sorted_by_key(|run| run.address) {
+    if places.runs().is_sorted_by_key(|run| run.address) {
         let (mut count, mut next) = (0, 0);
-        for run in runs {
+        for run in places.runs() {
             let (first, last) = range(run);
             let first = first.max(next);
             if first <= last {
@@ -360,7 +359,7 @@ fn each_sector(runs: &[Run], mut then: impl FnMut(u64, u64)) -> u64 {
         }
         return count;
     }
-    let mut list: Vec<u64> = runs.iter().map(range).flat_map(|(first, last)| first..=last).collect();
+    let mut list: Vec<u64> = places.runs().map(range).flat_map(|(first, last)| first..=last).collect();
     list.sort_unstable();
     list.dedup();
     list.iter().for_each(|&sector| then(sector, sector));

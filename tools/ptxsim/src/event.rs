@@ -108,14 +108,52 @@ pub struct Access<'a> {
     pub scope: Scope,
     /// Bytes per lane, all elements of a vector together.
     pub bytes: u32,
-    /// Address per lane inside `space` (shared: `rank << 24 | offset`; local: the thread's own offset).
-    pub addresses: &'a [u64; 32],
-    /// The lanes that are fine, joined where neighbours lie side by side or at one place; in the order of the lanes.
-    pub runs: &'a [Run],
+    /// Where the lanes lie inside `space` (shared: `rank << 24 | offset`; local: the thread's own offset).
+    pub places: Places<'a>,
     /// Lanes whose address lies outside what they may touch; the access did not happen for them.
     pub outside: u32,
     /// Lanes whose address is no multiple of the access size; the access did not happen for them.
     pub misaligned: u32,
+}
+
+impl Access<'_> {
+    /// The lanes that did what they wanted.
+    pub fn lanes(&self) -> u32 {
+        self.site.mask & !(self.outside | self.misaligned)
+    }
+}
+
+/// Where the lanes of an access lie. An instruction reaches the same pattern of places again and again, moved as a whole:
+/// so all are given by their distance from one origin.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// What is added to each distance.
+    pub origin: u64,
+    /// Per lane.
+    pub distances: &'a [u64; 32],
+    /// The lanes that are fine, joined where neighbours lie side by side or at one place; in the order of the lanes. Their
+    /// addresses are distances, too.
+    pub runs: &'a [Run],
+}
+
+impl<'a> Places<'a> {
+    /// Address of a lane.
+    #[inline(always)]
+    pub fn address(&self, lane: usize) -> u64 {
+        self.origin.wrapping_add(self.distances[lane])
+    }
+
+    /// Addresses of all lanes.
+    pub fn addresses(&self) -> [u64; 32] {
+        self.distances.map(|distance| self.origin.wrapping_add(distance))
+    }
+
+    /// The runs, at their addresses.
+    #[inline(always)]
+    pub fn runs(&self) -> impl Iterator<Item = Run> + Clone + use<'a> {
+        let origin = self.origin;
+        self.runs.iter().map(move |run| Run { address: origin.wrapping_add(run.address), ..*run })
+    }
 }
 
 /// Consecutive lanes that touch consecutive bytes, or all the same ones.

@@ -227,6 +227,7 @@ pub(crate) fn prepare<'a>(
         local_bytes: program.functions[0].local_bytes,
         lines: program.lines.clone(),
         seed: options.seed,
+        features: program.features,
         in_turns: program.cooperative,
     };
     let launch = Launch {

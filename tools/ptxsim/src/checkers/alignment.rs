@@ -25,7 +25,7 @@ impl Checker for Watcher {
             return;
         }
         let lane = access.misaligned.trailing_zeros();
-        let address = access.addresses[lane as usize];
+        let address = access.places.address(lane as usize);
         let count = access.misaligned.count_ones() as u64;
         findings.report(context, "alignment", "misaligned", (access.site.pc, None), count, || Case {
             site: access.site,

@@ -42,7 +42,7 @@ impl Checker for Watcher {
             return;
         }
         let lane = access.outside.trailing_zeros();
-        let address = access.addresses[lane as usize];
+        let address = access.places.address(lane as usize);
         let rule = match access.kind {
             AccessKind::Read => "read_outside",
             AccessKind::Write => "write_outside",

@@ -96,7 +96,7 @@ impl Watcher {
 
     fn access(&mut self, access: &Access) {
         let kinds = [access.kind != AccessKind::Write, access.kind != AccessKind::Read];
-        for run in access.runs {
+        for run in access.places.runs() {
             self.touch(access.site, (run.address, run.bytes), kinds);
         }
     }

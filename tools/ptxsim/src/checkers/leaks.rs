@@ -81,7 +81,7 @@ impl Checker for Watcher {
             Event::Access(access) if access.space == Space::Shared && self.exited.contains(&true) => {
                 let site = access.site;
                 for lane in each(site.mask & !access.outside) {
-                    self.reach(context, site, lane, access.addresses[lane], findings);
+                    self.reach(context, site, lane, access.places.address(lane), findings);
                 }
             }
             _ => {}

@@ -14,8 +14,8 @@ const NAME: &str = "mbarriers";
 pub struct Mbarriers;
 
 impl CheckerKind for Mbarriers {
-    fn start(&self, _context: &Context) -> Box<dyn Checker> {
-        Box::new(Watcher { live: HashMap::new() })
+    fn start(&self, context: &Context) -> Box<dyn Checker> {
+        Box::new(Watcher { live: HashMap::new(), are_used: context.launch.features.mbarriers })
     }
 }
 
@@ -28,11 +28,13 @@ struct Live {
 
 struct Watcher {
     live: HashMap<u64, Live>,
+    /// The kernel has operations on mbarriers.
+    are_used: bool,
 }
 
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
-        Interest::MBARRIER.and(Interest::SHARED)
+        if self.are_used { Interest::MBARRIER.and(Interest::SHARED) } else { Interest::NONE }
     }
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {
@@ -105,8 +107,8 @@ impl Watcher {
             return;
         }
         let site = access.site;
-        for lane in each(site.mask & !(access.outside | access.misaligned)) {
-            let (start, end) = (access.addresses[lane], access.addresses[lane] + access.bytes as u64);
+        for lane in each(access.lanes()) {
+            let (start, end) = (access.places.address(lane), access.places.address(lane) + access.bytes as u64);
             let hit =
                 (start & !7..end).step_by(8).find_map(|address| self.live.get(&address).map(|live| (address, live)));
             if let Some((address, live)) = hit {

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use super::family;
 use crate::address::{Space, shared_offset, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
-use crate::event::{AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Proxy, Site};
-use crate::scalar::lanes::each;
+use crate::event::{
+    Access, AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Proxy, Site,
+};
 
 const NAME: &str = "proxy_fences";
 
@@ -26,6 +27,7 @@ impl CheckerKind for ProxyFences {
             fences: vec![1; ctas * warps as usize],
             words: vec![Vec::new(); ctas],
             words_per_cta: (launch.shared_bytes as usize).div_ceil(4),
+            is_used: launch.features.async_proxy,
             inits: HashMap::new(),
             init_fences: vec![1; ctas * warps as usize],
         })
@@ -48,6 +50,8 @@ struct Watcher {
     fences: Vec<u32>,
     words: Vec<Vec<Stored>>,
     words_per_cta: usize,
+    /// The kernel has operations of the async proxy.
+    is_used: bool,
     /// Who initialised the mbarrier at an address, and its count of fences then.
     inits: HashMap<u64, (Site, u32)>,
     /// Fences of either kind that order an init.
@@ -56,7 +60,10 @@ struct Watcher {
 
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
-        Interest::SHARED_WRITE.and(Interest::FENCE).and(Interest::ASYNC).and(Interest::MBARRIER)
+        match self.is_used {
+            true => Interest::SHARED_WRITE.and(Interest::FENCE).and(Interest::ASYNC).and(Interest::MBARRIER),
+            false => Interest::NONE,
+        }
     }
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {
@@ -65,24 +72,7 @@ impl Checker for Watcher {
                 let is_store = access.kind != AccessKind::Read && access.proxy == Proxy::Generic;
                 // What cp.async writes is generic, too.
                 if is_store && access.space == Space::Shared {
-                    let site = access.site;
-                    let warp = site.cta * self.warps + site.warp;
-                    let fences = self.fences[warp as usize];
-                    for lane in each(site.mask & !(access.outside | access.misaligned)) {
-                        let address = access.addresses[lane];
-                        let words = &mut self.words[shared_rank(address) as usize];
-                        if words.is_empty() {
-                            words.resize(self.words_per_cta, Stored::default());
-                        }
-                        let first = shared_offset(address) as usize / 4;
-                        let count = access.bytes.div_ceil(4) as usize;
-                        words[first..first + count].fill(Stored {
-                            fences,
-                            warp: warp as u16,
-                            lane: lane as u8,
-                            pc: site.pc,
-                        });
-                    }
+                    self.stored(access);
                 }
             }
             Event::Fence { site, kind, .. } => {
@@ -132,6 +122,25 @@ impl Checker for Watcher {
 }
 
 impl Watcher {
+    /// Remembers an ordinary store.
+    fn stored(&mut self, access: &Access) {
+        let Site { cta, warp, pc, .. } = access.site;
+        let warp = cta * self.warps + warp;
+        let fences = self.fences[warp as usize];
+        for run in access.places.runs() {
+            let words = &mut self.words[shared_rank(run.address) as usize];
+            if words.is_empty() {
+                words.resize(self.words_per_cta, Stored::default());
+            }
+            let (first, end) = (shared_offset(run.address), shared_offset(run.address) + run.bytes);
+            let stored = Stored { fences, warp: warp as u16, lane: run.lane, pc };
+            for (word, at) in words[first as usize / 4..end.div_ceil(4) as usize].iter_mut().zip((first..).step_by(4)) {
+                let lane = run.lane_at(at - first, access.bytes).unwrap_or(run.lane);
+                *word = Stored { lane, ..stored };
+            }
+        }
+    }
+
     /// The async proxy will overwrite these bytes: what was stored there before no longer matters.
     fn written(&mut self, site: Site, writes: &[AsyncRange]) {
         debug_assert!(site.mask != 0);

@@ -25,7 +25,7 @@ impl Shadow {
         Shadow { words: vec![0; bytes.div_ceil(64) as usize + 1], missing: bytes as u64 }
     }
 
-    /// (word, bits) of bytes that lie in one word, as those of every access by threads do: it is aligned to its size.
+    /// (word, bits) of bytes that lie in one word.
     fn field(at: u32, bytes: u32) -> (usize, u64) {
         let ones = if bytes >= 64 { u64::MAX } else { (1 << bytes) - 1 };
         ((at / 64) as usize, ones << (at % 64))
@@ -41,6 +41,9 @@ impl Shadow {
     }
 
     fn mark(&mut self, at: u32, bytes: u32) {
+        if self.written(at, bytes) {
+            return;
+        }
         for (word, bits) in Shadow::fields(at, bytes) {
             let new = bits & !self.words[word];
             self.words[word] |= new;
@@ -48,19 +51,20 @@ impl Shadow {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn written(&self, at: u32, bytes: u32) -> bool {
-        let has = |(word, bits): (usize, u64)| self.words[word] & bits == bits;
-        let first = (64 - at % 64).min(bytes);
-        if !has(Shadow::field(at, first)) {
-            return false;
-        }
-        let rest = bytes - first;
-        match rest {
-            0 => true,
-            1..=64 => has(Shadow::field(at + first, rest)),
-            _ => Shadow::fields(at + first, rest).all(has),
-        }
+        let whole = (0..bytes / 64).all(|i| self.window(at + 64 * i) == u64::MAX);
+        let rest = bytes % 64;
+        let ones = (1 << rest) - 1;
+        whole && (rest == 0 || self.window(at + bytes - rest) & ones == ones)
+    }
+
+    /// The marks of 64 bytes, those behind the end taken as not written.
+    #[inline(always)]
+    fn window(&self, at: u32) -> u64 {
+        let (word, shift) = ((at / 64) as usize, at % 64);
+        let next = self.words.get(word + 1).copied().unwrap_or(0);
+        ((u128::from(self.words[word]) | u128::from(next) << 64) >> shift) as u64
     }
 }
 
@@ -114,13 +118,13 @@ impl Own {
     }
 
     fn access(&mut self, context: &Context, access: &Access) {
-        for run in access.runs {
+        for run in access.places.runs() {
             let (at, bytes) = (run.address, run.bytes as u64);
             let Some(a) = context.memory.find(at).filter(|a| !a.complete()) else { continue };
             if access.kind != AccessKind::Write && !self.known(a, at, bytes) {
-                let bad = lanes_of(access, run, |address, bytes| self.known(a, address, bytes as u64));
+                let bad = lanes_of(access, &run, |address, bytes| self.known(a, address, bytes as u64));
                 for lane in each(bad) {
-                    let (site, address, bytes) = (access.site, access.addresses[lane], access.bytes);
+                    let (site, address, bytes) = (access.site, access.places.address(lane), access.bytes);
                     self.doubts.push(Doubt { site, lane: lane as u32, address, bytes });
                 }
             }
@@ -176,7 +180,7 @@ impl Watcher {
     fn global(context: &Context, access: &Access) -> u32 {
         let mut bad = 0;
         let mut known = None;
-        for run in access.runs {
+        for run in access.places.runs() {
             let bytes = run.bytes as u64;
             let holds = |a: &&Arc<Allocation>| run.address.wrapping_sub(a.base).saturating_add(bytes) <= a.bytes;
             let allocation = known.filter(holds).or_else(|| context.memory.find(run.address));
@@ -184,7 +188,7 @@ impl Watcher {
             let Some(a) = allocation.filter(|a| !a.complete()) else { continue };
             let at = run.address - a.base;
             if access.kind != AccessKind::Write && !a.is_written(at, bytes) {
-                bad |= lanes_of(access, run, |address, bytes| a.is_written(address - a.base, bytes as u64));
+                bad |= lanes_of(access, &run, |address, bytes| a.is_written(address - a.base, bytes as u64));
             }
             if access.kind != AccessKind::Read {
                 a.mark(at, bytes);
@@ -195,14 +199,14 @@ impl Watcher {
 
     fn shared(&mut self, access: &Access) -> u32 {
         let mut bad = 0;
-        for run in access.runs {
+        for run in access.places.runs() {
             let shadow = &mut self.shared[shared_rank(run.address) as usize];
             let at = shared_offset(run.address);
             if shadow.missing == 0 {
                 continue;
             }
             if access.kind != AccessKind::Write && !shadow.written(at, run.bytes) {
-                bad |= lanes_of(access, run, |address, bytes| shadow.written(shared_offset(address), bytes));
+                bad |= lanes_of(access, &run, |address, bytes| shadow.written(shared_offset(address), bytes));
             }
             if access.kind != AccessKind::Read {
                 shadow.mark(at, run.bytes);
@@ -215,7 +219,7 @@ impl Watcher {
         let mut bad = 0;
         for lane in each(lanes) {
             let key = (access.site.cta, access.site.warp, lane as u32);
-            let end = access.addresses[lane] as u32 + access.bytes;
+            let end = access.places.address(lane) as u32 + access.bytes;
             let shadow = self.local.entry(key).or_insert_with(|| Shadow::new(context.launch.local_bytes));
             // Calls take local memory beyond the entry's own frame.
             let words = end.div_ceil(64) as usize + 1;
@@ -223,7 +227,7 @@ impl Watcher {
                 shadow.missing += 64 * (words - shadow.words.len()) as u64;
                 shadow.words.resize(words, 0);
             }
-            bad |= step(shadow, access, access.addresses[lane] as u32) << lane;
+            bad |= step(shadow, access, access.places.address(lane) as u32) << lane;
         }
         bad
     }
@@ -232,7 +236,7 @@ impl Watcher {
 /// The lanes of a run for which `written` does not hold.
 fn lanes_of(access: &Access, run: &Run, written: impl Fn(u64, u32) -> bool) -> u32 {
     let lanes = run.lane as usize..(run.lane + run.lanes) as usize;
-    lanes.filter(|&lane| !written(access.addresses[lane], access.bytes)).fold(0, |all, lane| all | 1 << lane)
+    lanes.filter(|&lane| !written(access.places.address(lane), access.bytes)).fold(0, |all, lane| all | 1 << lane)
 }
 
 /// 1 when a read finds unwritten bytes.
@@ -277,7 +281,7 @@ impl Checker for Watcher {
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {
         let Event::Access(access) = event else { return };
-        let lanes = access.site.mask & !access.outside & !access.misaligned;
+        let lanes = access.lanes();
         if lanes == 0 {
             return;
         }
@@ -295,7 +299,7 @@ impl Checker for Watcher {
             return;
         }
         let lane = bad.trailing_zeros();
-        let at = (access.site, lane, access.addresses[lane as usize]);
+        let at = (access.site, lane, access.places.address(lane as usize));
         report(context, at, (access.bytes, access.space), bad.count_ones() as u64, findings);
     }
 

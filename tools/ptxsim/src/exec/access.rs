@@ -8,7 +8,7 @@ use super::warp::Warp;
 use crate::address::{SHARED_STRIDE, Space, resolve_generic, shared_offset, shared_rank};
 use crate::counters::Counted;
 use crate::error::Result;
-use crate::event::{Access, AccessKind, Agent, Event, Interest, Proxy, Run, Scope, Semantics, Site};
+use crate::event::{Access, AccessKind, Agent, Event, Interest, Places, Proxy, Run, Scope, Semantics, Site};
 use crate::memory::Allocation;
 use crate::program::op::{Address, AddressBase, MemorySpace};
 use crate::scalar::lanes::{L32, L64, each};
@@ -57,22 +57,9 @@ impl Kind {
     }
 
     /// An access of this kind without faults, as checkers see it.
-    fn access<'e>(self, site: Site, space: Space, addresses: &'e L64, runs: &'e [Run]) -> Access<'e> {
+    pub fn access(self, site: Site, space: Space, places: Places) -> Access {
         let Kind { kind, bytes, semantics, scope, agent, proxy, .. } = self;
-        Access {
-            site,
-            agent,
-            space,
-            kind,
-            proxy,
-            semantics,
-            scope,
-            bytes,
-            addresses: &addresses.0,
-            runs,
-            outside: 0,
-            misaligned: 0,
-        }
+        Access { site, agent, space, kind, proxy, semantics, scope, bytes, places, outside: 0, misaligned: 0 }
     }
 }
 
@@ -163,7 +150,7 @@ impl<'a> Cluster<'a> {
         let first = pattern.learn(self.arch, addresses, site.mask, kind.bytes);
         if pattern.fits(first, (base, size), kind.align as u64) {
             if self.counters.on() || self.watch.wants(Interest::of(space, kind.kind)) {
-                self.tell_pattern(site, space, addresses, kind, allocation, (number, first));
+                self.tell_pattern(site, space, kind, allocation, (number, first));
             }
             let near = Some(Near { base, first, pattern: number });
             return Ok(Tested { space, lanes: site.mask, allocation, near });
@@ -173,13 +160,14 @@ impl<'a> Cluster<'a> {
         let mut runs = std::mem::take(&mut self.runs);
         runs.clear();
         Run::append(&mut runs, &addresses.0, lanes, kind.bytes, steps_of(addresses, bytes));
-        self.tell(site, space, addresses, kind, (outside, misaligned), &runs)?;
+        let places = Places { origin: 0, distances: &addresses.0, runs: &runs };
+        self.tell(site, space, kind, (outside, misaligned), places)?;
         let wholly = |a: &&Arc<Allocation>| {
             let inside = |lane: usize| addresses.0[lane].wrapping_sub(a.base) <= a.bytes.wrapping_sub(bytes);
             a.bytes >= bytes && each(lanes).all(inside)
         };
         let allocation = allocation.filter(wholly);
-        self.count(Site { mask: lanes, ..site }, space, addresses, kind, allocation, &runs, None);
+        self.count(Site { mask: lanes, ..site }, space, kind, allocation, places, None);
         self.runs = runs;
         Ok(Tested { space, lanes, allocation, near: None })
     }
@@ -210,58 +198,45 @@ impl<'a> Cluster<'a> {
         (outside, misaligned)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Counts an access of the lanes in `site.mask`; `banks` as in [`Counted`].
     pub(super) fn count(
         &mut self,
         site: Site,
         space: Space,
-        addresses: &L64,
         kind: Kind,
         allocation: Option<&Arc<Allocation>>,
-        runs: &[Run],
-        pattern: Option<usize>,
+        places: Places,
+        banks: Option<(u64, u64)>,
     ) {
         // The tensor copy engine and the tensor cores do not share the banks' rules with threads.
         if !self.counters.on() || space == Space::Shared && kind.proxy == Proxy::Async {
             return;
         }
-        let pattern = pattern.and_then(|number| self.patterns[number].as_deref_mut());
-        let banks = pattern.filter(|_| space == Space::Shared).map(Pattern::banks);
-        let counted =
-            Counted { space, lanes: site.mask, addresses, kind, allocation: allocation.map(|a| &**a), runs, banks };
+        let counted = Counted { space, lanes: site.mask, places, kind, allocation: allocation.map(|a| &**a), banks };
         self.counters.access(site.pc, &counted, self.launch);
     }
 
-    /// Tells the checkers of an access without faults.
-    pub(super) fn tell_good(&mut self, site: Site, space: Space, addresses: &L64, kind: Kind, runs: &[Run]) {
-        let interest = Interest::of(space, kind.kind);
-        if self.watch.wants(interest) {
-            self.watch.emit_as(interest, &Event::Access(&kind.access(site, space, addresses, runs)));
-        }
-    }
-
-    /// The same where some lanes may be at fault; an error where no checker reports that.
+    /// Tells the checkers of an access where some lanes may be at fault; an error where no checker reports that.
     fn tell(
         &mut self,
         site: Site,
         space: Space,
-        addresses: &L64,
         kind: Kind,
         (outside, misaligned): (u32, u32),
-        runs: &[Run],
+        places: Places,
     ) -> Result<()> {
         let bad = outside | misaligned;
         let interest = Interest::of(space, kind.kind);
         let interest = if bad != 0 { interest.and(Interest::BAD_ACCESS) } else { interest };
         if self.watch.wants(interest) {
-            let access = Access { outside, misaligned, ..kind.access(site, space, addresses, runs) };
+            let access = Access { outside, misaligned, ..kind.access(site, space, places) };
             self.watch.emit(&Event::Access(&access));
         }
         let checks = &self.launch.options.checks;
         let untold = (outside != 0 && !checks.bounds) || (misaligned != 0 && !checks.alignment);
         if untold {
             let lane = (if checks.bounds { misaligned } else { bad }).trailing_zeros();
-            let address = addresses.0[lane as usize];
+            let address = places.address(lane as usize);
             let what = if outside >> lane & 1 == 1 { "illegal address" } else { "misaligned address" };
             let message = format!("{what} {address:#x} in {} memory by lane {lane}", space.name());
             return Err(self.error(site, &message));

@@ -4,7 +4,7 @@
 use pulp::Arch;
 
 use crate::counters::wavefronts;
-use crate::event::Run;
+use crate::event::{Places, Run};
 use crate::scalar::lanes::{L32, L64, each};
 
 /// Distances beyond this are not a pattern: sums with them could wrap.
@@ -84,6 +84,12 @@ impl Pattern {
         }
         self.runs.clear();
         Run::append(&mut self.runs, &self.distance.0, lanes, bytes, (dense, same));
+    }
+
+    /// Where the lanes lie when the first one with a part lies at this address.
+    #[inline(always)]
+    pub fn places(&self, first: u64) -> Places<'_> {
+        Places { origin: first, distances: &self.distance.0, runs: &self.runs }
     }
 
     /// Lanes with a part.

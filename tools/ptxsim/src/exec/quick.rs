@@ -9,11 +9,10 @@ use super::access::Kind;
 use super::pattern::Pattern;
 use super::warp::Warp;
 use crate::address::{SHARED_STRIDE, Space};
-use crate::event::{AccessKind, Interest, Run, Site};
+use crate::event::{AccessKind, Event, Interest, Site};
 use crate::memory::Allocation;
 use crate::program::Program;
 use crate::program::op::{AnySrc, Instr, Memory, Op, Quick};
-use crate::scalar::lanes::L64;
 
 impl<'a> Cluster<'a> {
     /// Does a load or store if this is the frequent case.
@@ -36,16 +35,13 @@ impl<'a> Cluster<'a> {
             (true, false) => self.quick_load(warp, site, memory, quick, number).is_some(),
             (false, false) => self.quick_store(warp, site, memory, quick, number).is_some(),
             (_, true) => {
-                // Before a load, which may overwrite the register that they come from.
-                let mut addresses = L64::ZERO;
-                self.put_addresses(warp, memory.address, &mut addresses);
                 let done = match is_load {
                     true => self.quick_load(warp, site, memory, quick, number),
                     false => self.quick_store(warp, site, memory, quick, number),
                 };
                 let Some((first, allocation)) = done else { return false };
                 let kind = Kind::plain(kind, memory.bytes());
-                self.tell_pattern(site, space, &addresses, kind, allocation, (number, first));
+                self.tell_pattern(site, space, kind, allocation, (number, first));
                 true
             }
         }
@@ -169,18 +165,19 @@ impl<'a> Cluster<'a> {
         &mut self,
         site: Site,
         space: Space,
-        addresses: &L64,
         kind: Kind,
         allocation: Option<&Arc<Allocation>>,
         (number, first): (usize, u64),
     ) {
-        let Some(pattern) = self.patterns[number].as_deref() else { return };
-        let mut runs = std::mem::take(&mut self.runs);
-        runs.clear();
-        runs.extend(pattern.runs.iter().map(|run| Run { address: run.address.wrapping_add(first), ..*run }));
-        self.tell_good(site, space, addresses, kind, &runs);
-        self.count(site, space, addresses, kind, allocation, &runs, Some(number));
-        self.runs = runs;
+        let Some(mut pattern) = self.patterns[number].take() else { return };
+        let banks = (space == Space::Shared).then(|| pattern.banks());
+        let places = pattern.places(first);
+        let interest = Interest::of(space, kind.kind);
+        if self.watch.wants(interest) {
+            self.watch.emit_as(interest, &Event::Access(&kind.access(site, space, places)));
+        }
+        self.count(site, space, kind, allocation, places, banks);
+        self.patterns[number] = Some(pattern);
     }
 }
 

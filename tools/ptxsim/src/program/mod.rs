@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::address::Space;
-use crate::checker::Line;
+use crate::checker::{Features, Line};
 use crate::error::{Error, Result};
 use crate::exec::warp::RegFile;
 use crate::front::ast::{Base, Bounds, Function, Initial, Instruction, Module, Operand, Type, Variable, VariableId};
@@ -105,6 +105,8 @@ pub struct Program {
     pub shared_bytes: u32,
     /// Launch bounds.
     pub bounds: Bounds,
+    /// What checkers may ask about.
+    pub features: Features,
     /// Clusters may wait for each other through global memory: they run on one thread, in turns.
     pub cooperative: bool,
 }
@@ -247,6 +249,7 @@ pub fn build(module: &Module, entry: &Function, addresses: &HashMap<String, u64>
         param_bytes: 0,
         shared_bytes,
         bounds: entry.bounds,
+        features: Features::default(),
         cooperative: false,
     };
     let mut lines = Vec::new();
@@ -262,8 +265,15 @@ pub fn build(module: &Module, entry: &Function, addresses: &HashMap<String, u64>
         let array = variable.elements != 1;
         program.params.push(Param { name: variable.name.clone(), offset, bytes, ty: variable.ty, array });
     }
+    program.features = features(&program.code);
     program.cooperative = program.code.iter().any(|instr| needs_order(&instr.op));
     Ok(program)
+}
+
+fn features(code: &[Instr]) -> Features {
+    let has = |is: fn(&Op) -> bool| code.iter().any(|instr| is(&instr.op));
+    let async_proxy = has(|op| matches!(op, Op::Bulk(_) | Op::StoreAsync(_) | Op::Wgmma(_)));
+    Features { async_proxy, mbarriers: async_proxy || has(|op| matches!(op, Op::Mbarrier(_) | Op::CopyArrive { .. })) }
 }
 
 /// Whether an operation lets a cluster see what another one does in the same launch.

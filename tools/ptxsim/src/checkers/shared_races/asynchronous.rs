@@ -59,6 +59,7 @@ impl Watcher {
                     word.readers += 1;
                     word.read_by = slot;
                 }
+                self.judge(rank, index);
             }
         }
         let operation =

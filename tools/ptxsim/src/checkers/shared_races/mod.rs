@@ -7,6 +7,7 @@
 //! synchronise them.
 
 mod asynchronous;
+mod plain_writes;
 mod read_log;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::event::{
     Semantics, Site,
 };
 use crate::scalar::lanes::each;
+use plain_writes::{PlainWrite, Written};
 use read_log::{Logged, ReadLog};
 
 const NAME: &str = "shared_races";
@@ -39,6 +41,7 @@ impl CheckerKind for SharedRaces {
         Box::new(Watcher {
             order: Order::new(ctas, launch.warps()),
             words: vec![Vec::new(); ctas as usize],
+            writes: vec![Vec::new(); ctas as usize],
             words_per_cta: (launch.shared_bytes as usize).div_ceil(4),
             era: vec![1; ctas as usize],
             more: Vec::new(),
@@ -106,10 +109,15 @@ impl PlainRead {
         PlainRead((clock as u64) << 32 | (lane as u64) << 24 | (pc & 0xff_ffff) as u64)
     }
 
+    #[inline(always)]
+    fn clock(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// The same as a stamp of its warp.
     fn stamp(self, agent: AgentId) -> Stamp {
         Stamp {
-            clock: (self.0 >> 32) as u32,
+            clock: self.clock(),
             pc: self.0 as u32 & 0xff_ffff,
             agent,
             lane: (self.0 >> 24) as u8,
@@ -134,6 +142,8 @@ struct Watcher {
     order: Order,
     /// Per CTA; empty until its shared memory is used.
     words: Vec<Vec<Word>>,
+    /// Per CTA and word: the last write where nothing could race with it, not yet in `words`.
+    writes: Vec<Vec<PlainWrite>>,
     words_per_cta: usize,
     era: Vec<u32>,
     more: Vec<Vec<Stamp>>,
@@ -166,13 +176,10 @@ struct Toucher<'a> {
 impl Watcher {
     /// The word, without stamps of its CTA's warps from before the era.
     fn word(&mut self, rank: u32, index: usize) -> &mut Word {
-        let words = &mut self.words[rank as usize];
-        if words.is_empty() {
-            words.resize(self.words_per_cta, Word::default());
-            self.marks[rank as usize].resize(self.words_per_cta, 0);
-        }
+        self.open(rank);
+        self.bring_in(rank, index);
         let era = self.era[rank as usize];
-        let word = &mut words[index];
+        let word = &mut self.words[rank as usize][index];
         if word.era != era {
             word.era = era;
             let order = &self.order;
@@ -189,19 +196,34 @@ impl Watcher {
         word
     }
 
+    /// Makes the shadow of a CTA's shared memory when it is first used.
+    fn open(&mut self, rank: u32) {
+        let rank = rank as usize;
+        if self.words[rank].is_empty() {
+            self.words[rank].resize(self.words_per_cta, Word::default());
+            self.writes[rank].resize(self.words_per_cta, PlainWrite::default());
+            self.marks[rank].resize(self.words_per_cta, 0);
+        }
+    }
+
     fn access(&mut self, context: &Context, access: &Access, findings: &mut Findings) {
         if access.agent != Agent::Threads || access.space != Space::Shared {
             return;
         }
         let site = access.site;
         let agent = self.order.agent(site);
+        let clock = self.order.now(agent);
         let is_write = access.kind != AccessKind::Read;
         let is_strong = access.kind == AccessKind::Atomic || access.semantics != Semantics::Weak;
-        let lanes = site.mask & !(access.outside | access.misaligned);
+        let is_plain = !is_strong && access.bytes >= 4;
+        if is_plain && !is_write && self.log_reads(access, agent, clock) {
+            return;
+        }
+        let lanes = access.lanes();
         if is_strong {
             for lane in each(lanes) {
                 let reads = access.kind != AccessKind::Write;
-                self.order.strong(agent, access.addresses[lane], access.semantics, reads, is_write);
+                self.order.strong(agent, access.places.address(lane), access.semantics, reads, is_write);
             }
         }
         let what = match access.kind {
@@ -210,17 +232,16 @@ impl Watcher {
             AccessKind::Atomic => "updated",
         };
         let toucher = Toucher { site, agent, what };
-        let clock = self.order.now(agent);
-        if !is_strong && access.bytes >= 4 {
-            if !is_write && self.log_reads(access, agent, clock) {
+        self.settle();
+        if is_plain {
+            let written = Written { site, agent, clock, bytes: access.bytes };
+            if is_write && self.write_runs(&written, access.places.runs()) {
                 return;
             }
-            self.settle();
-            let readers = if is_write { self.unknown_readers(&toucher, clock) } else { 0..0 };
-            for run in access.runs {
+            for run in access.places.runs() {
                 let noted = match is_write {
-                    true => self.write_run(run, &toucher, readers.clone(), clock, access.bytes),
-                    false => self.read_run(run, &toucher, clock, access.bytes),
+                    true => self.write_runs(&written, std::iter::once(run)),
+                    false => self.read_run(&run, &toucher, clock, access.bytes),
                 };
                 if !noted {
                     let lanes = (u32::MAX >> (32 - run.lanes)) << run.lane;
@@ -229,7 +250,6 @@ impl Watcher {
             }
             return;
         }
-        self.settle();
         self.by_lane(context, access, lanes, &toucher, findings);
     }
 
@@ -250,72 +270,6 @@ impl Watcher {
         true
     }
 
-    /// Notes the plain write of consecutive words when nothing can race with it: in this era nobody wrote them, no
-    /// asynchronous operation has to do with them, and every read of them is known to the writer.
-    fn write_run(
-        &mut self,
-        run: &Run,
-        toucher: &Toucher,
-        readers: std::ops::Range<usize>,
-        clock: u32,
-        bytes: u32,
-    ) -> bool {
-        let rank = shared_rank(run.address);
-        let first = shared_offset(run.address) as usize / 4;
-        let range = first..first + run.bytes as usize / 4;
-        let agent = toucher.agent;
-        if rank != toucher.site.cta || self.words[rank as usize].is_empty() || run.lane_at(0, bytes).is_none() {
-            return false;
-        }
-        let era = self.era[rank as usize];
-        for reader in readers {
-            let known = self.known(reader, agent, clock);
-            let unknown = |read: &PlainRead| (read.0 >> 32) as u32 > known;
-            let reads = || self.plain[reader].get(range.clone()).unwrap_or_default();
-            if self.latest[reader] > known && reads().iter().any(unknown) {
-                return false;
-            }
-        }
-        let order = &self.order;
-        let fresh = |word: &Word| {
-            let read_is_over = || word.era != era && order.belongs(word.read.agent, rank);
-            word.more == 0 && word.readers == 0 && (word.read.clock == 0 || read_is_over())
-        };
-        let words = &mut self.words[rank as usize][range.clone()];
-        let marks = &mut self.marks[rank as usize][range];
-        if marks.iter().any(|mark| *mark >= era) || !words.iter().all(fresh) {
-            return false;
-        }
-        marks.fill(era);
-        self.written_in[rank as usize] = self.written_in[rank as usize].max(era);
-        for (index, word) in words.iter_mut().enumerate() {
-            let lane = run.lane_at(4 * index as u32, bytes).unwrap_or(WHOLE_WARP);
-            let pc = toucher.site.pc;
-            word.write = Stamp { clock, pc, agent, lane, bytes: 0xf, is_write: true, is_strong: false };
-            word.read = Stamp::default();
-            word.era = era;
-        }
-        true
-    }
-
-    /// The time up to which a writer knows of another warp's reads.
-    #[inline(always)]
-    fn known(&self, reader: usize, writer: AgentId, clock: u32) -> u32 {
-        // Its own lanes' reads count when they are of the present time: nothing synchronised the lanes since.
-        if reader == writer as usize { clock - 1 } else { self.order.clock(writer).of(reader as AgentId) }
-    }
-
-    /// The warps of its CTA, as a range that holds all whose last plain read a writer does not know of: nearly always none.
-    fn unknown_readers(&self, toucher: &Toucher, clock: u32) -> std::ops::Range<usize> {
-        let warps = self.plain.len() / self.words.len();
-        let first = toucher.site.cta as usize * warps;
-        let is_unknown = |reader: &usize| self.latest[*reader] > self.known(*reader, toucher.agent, clock);
-        match (first..first + warps).find(is_unknown) {
-            Some(reader) => reader..first + warps,
-            None => 0..0,
-        }
-    }
-
     /// The first plain read of a word that races with `stamp`, as a stamp.
     fn plain_race(&self, (rank, index): (u32, usize), agent: AgentId, races: impl Fn(&Stamp) -> bool) -> Option<Stamp> {
         let warps = self.plain.len() / self.words.len();
@@ -333,7 +287,7 @@ impl Watcher {
         let is_strong = access.kind == AccessKind::Atomic || access.semantics != Semantics::Weak;
         let mut last = u64::MAX;
         for lane in each(lanes) {
-            let address = access.addresses[lane];
+            let address = access.places.address(lane);
             if address == last && !is_write {
                 continue;
             }
@@ -445,6 +399,7 @@ impl Watcher {
             let by_era = self.order.belongs(stamp.agent, rank) && word.written_by == 0 && !crowded;
             self.mark(rank, index, if by_era { self.era[rank as usize] } else { ALWAYS });
         }
+        self.judge(rank, index);
     }
 
     #[allow(clippy::too_many_arguments)] // who, what, where, and where to report

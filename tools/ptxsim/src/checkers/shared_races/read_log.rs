@@ -45,7 +45,7 @@ impl Watcher {
     pub(super) fn log_reads(&mut self, access: &Access, agent: AgentId, clock: u32) -> bool {
         let cta = access.site.cta;
         let era = self.era[cta as usize];
-        if self.written_in[cta as usize] >= era || access.runs.iter().any(|run| shared_rank(run.address) != cta) {
+        if self.written_in[cta as usize] >= era || access.places.runs().any(|run| shared_rank(run.address) != cta) {
             return false;
         }
         let log = &mut self.logs[agent as usize];
@@ -54,9 +54,9 @@ impl Watcher {
             log.entries.clear();
         }
         log.era = era;
-        for run in access.runs {
+        for run in access.places.runs() {
             let first = shared_offset(run.address) as usize / 4;
-            log.entries.push(Logged::new(run, first, clock, access.site.pc, access.bytes));
+            log.entries.push(Logged::new(&run, first, clock, access.site.pc, access.bytes));
         }
         self.latest[agent as usize] = clock;
         self.logged[cta as usize] = true;

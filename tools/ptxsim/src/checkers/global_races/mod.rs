@@ -6,45 +6,21 @@
 //! acquiring cluster wait is not judged: a missing fence or a plain access in place of an atomic one is found, a wrong
 //! comparison is not.
 
+mod touches;
+
 use std::any::Any;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::address::Space;
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::event::{Access, AccessKind, Agent, AsyncKind, AsyncRange, Event, FenceKind, Interest, Semantics, Site};
 use crate::scalar::lanes::each;
+use touches::{Run, Touch, Touches};
 
 const NAME: &str = "global_races";
-/// A tile of a matrix touches a few words of many rows: small pages hold little that is not touched.
-const PAGE_WORDS: usize = 64;
 
 /// Makes the checker and compares clusters.
 pub struct GlobalRaces;
-
-/// What a cluster did to 4 bytes. The first and last step count reads and writes alike.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Touch {
-    first: u32,
-    last: u32,
-    /// Operation + 1 of the last write and read.
-    write_pc: u32,
-    read_pc: u32,
-    write_cta: u8,
-    read_cta: u8,
-    write_bytes: u8,
-    read_bytes: u8,
-    /// Only atomics and other strong accesses.
-    is_strong: bool,
-}
-
-/// Words side by side that were touched alike.
-#[derive(Clone, Debug)]
-struct Run {
-    start: u64,
-    end: u64,
-    touch: Touch,
-}
 
 /// What is kept of a cluster.
 struct Residue {
@@ -56,33 +32,13 @@ struct Residue {
 struct Watcher {
     step: u32,
     fenced: u32,
-    /// Page -> place in `touches`.
-    pages: HashMap<u64, u32, BuildHasherDefault<PageHasher>>,
-    touches: Vec<[Touch; PAGE_WORDS]>,
+    touches: Touches,
     /// Last step released at a location.
     released: HashMap<u64, u32>,
     /// First step after a location was acquired.
     acquired: HashMap<u64, u32>,
     /// Locations read strongly since the last fence.
     seen: Vec<u64>,
-}
-
-/// Spreads page numbers: a product with an odd constant, as of Knuth's multiplicative hashing.
-#[derive(Default)]
-struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, page: u64) {
-        self.0 = (self.0 ^ page).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
-    }
 }
 
 impl Checker for Watcher {
@@ -106,19 +62,8 @@ impl Checker for Watcher {
     }
 
     fn into_residue(self: Box<Self>) -> Option<Box<dyn Any + Send>> {
-        let Watcher { pages, touches, released, acquired, .. } = *self;
-        let mut pages: Vec<_> = pages.into_iter().collect();
-        pages.sort_unstable_by_key(|&(page, _)| page);
-        let mut runs: Vec<Run> = Vec::new();
-        for (page, place) in pages {
-            for (i, touch) in touches[place as usize].iter().enumerate().filter(|(_, touch)| touch.first != 0) {
-                let start = (page * PAGE_WORDS as u64 + i as u64) * 4;
-                match runs.last_mut() {
-                    Some(run) if run.end == start && run.touch == *touch => run.end += 4,
-                    _ => runs.push(Run { start, end: start + 4, touch: *touch }),
-                }
-            }
-        }
+        let Watcher { touches, released, acquired, .. } = *self;
+        let runs = touches.into_runs();
         Some(Box::new(Residue { runs, released, acquired }))
     }
 }
@@ -130,8 +75,8 @@ impl Watcher {
         let acquires = matches!(access.semantics, Semantics::Acquire | Semantics::AcqRel | Semantics::SeqCst);
         let releases = matches!(access.semantics, Semantics::Release | Semantics::AcqRel | Semantics::SeqCst);
         if is_strong {
-            for lane in each(access.site.mask & !(access.outside | access.misaligned)) {
-                let address = access.addresses[lane];
+            for lane in each(access.lanes()) {
+                let address = access.places.address(lane);
                 if writes {
                     let step = if releases { self.step } else { self.fenced };
                     let last = self.released.entry(address).or_default();
@@ -142,7 +87,7 @@ impl Watcher {
                 }
             }
         }
-        for run in access.runs {
+        for run in access.places.runs() {
             self.touch(access.site, (run.address, run.bytes), (reads, writes), is_strong);
         }
         if is_strong && (acquires || releases) {
@@ -159,40 +104,16 @@ impl Watcher {
         }
     }
 
-    /// Notes that these bytes were read, written or both, page by page.
+    /// Notes that these bytes were read, written or both.
     fn touch(&mut self, site: Site, (start, bytes): (u64, u32), (reads, writes): (bool, bool), is_strong: bool) {
-        let end = start + bytes as u64;
-        let (mut word, last) = (start / 4, end.div_ceil(4));
-        while word < last {
-            let page = word / PAGE_WORDS as u64;
-            let stop = last.min((page + 1) * PAGE_WORDS as u64);
-            let place = *self.pages.entry(page).or_insert_with(|| {
-                self.touches.push([Touch::default(); PAGE_WORDS]);
-                self.touches.len() as u32 - 1
-            });
-            let touches = &mut self.touches[place as usize];
-            let first = word as usize % PAGE_WORDS;
-            for (touch, word) in touches[first..].iter_mut().zip(word..stop) {
-                // Bytes of the word that lie in the range.
-                let before = start.saturating_sub(4 * word).min(4);
-                let after = (4 * word + 4).saturating_sub(end).min(4);
-                let field = (0xfu8 << before) & (0xf >> after);
-                if touch.first == 0 {
-                    (touch.first, touch.is_strong) = (self.step, true);
-                }
-                touch.last = self.step;
-                touch.is_strong &= is_strong;
-                if writes {
-                    (touch.write_pc, touch.write_cta) = (site.pc + 1, site.cta as u8);
-                    touch.write_bytes |= field;
-                }
-                if reads {
-                    (touch.read_pc, touch.read_cta) = (site.pc + 1, site.cta as u8);
-                    touch.read_bytes |= field;
-                }
-            }
-            word = stop;
+        let mut touch = Touch { first: self.step, last: self.step, is_strong, ..Touch::default() };
+        if writes {
+            (touch.write_pc, touch.write_cta) = (site.pc + 1, site.cta as u8);
         }
+        if reads {
+            (touch.read_pc, touch.read_cta) = (site.pc + 1, site.cta as u8);
+        }
+        self.touches.note(start, start + u64::from(bytes), touch);
     }
 
     fn ranges(&mut self, site: Site, ranges: &[AsyncRange], kinds: (bool, bool), is_strong: bool) {
@@ -207,8 +128,7 @@ impl CheckerKind for GlobalRaces {
         Box::new(Watcher {
             step: 1,
             fenced: 0,
-            pages: HashMap::default(),
-            touches: Vec::new(),
+            touches: Touches::default(),
             released: HashMap::new(),
             acquired: HashMap::new(),
             seen: Vec::new(),
