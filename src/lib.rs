@@ -16,4 +16,5 @@ pub mod dist;
 pub mod infer;
 pub mod eval;
 pub mod train;
+pub mod bench;
 pub mod cli;

@@ -1,5 +1,6 @@
 //! All tests but the repository's own checks, as modules that mirror `src/`.
 
+mod bench;
 mod cli;
 mod data;
 mod device;

@@ -1,5 +1,6 @@
 //! The commands, one file each. Only here does the library print.
 
+pub mod bench;
 pub mod completions;
 pub mod data;
 pub mod doctor;
@@ -36,6 +37,7 @@ enum Command {
     Tokenizer(tokenizer::TokenizerCommand),
     Data(data::DataCommand),
     Doctor(doctor::DoctorCommand),
+    Bench(bench::BenchCommand),
     /// Print shell completions
     #[command(after_help = "Example:\n  nanochat-gpu completions bash > /etc/bash_completion.d/nanochat-gpu")]
     Completions {
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),
         Command::Data(command) => data::run(command).map(|()| 0),
         Command::Doctor(command) => doctor::run(command).map(|()| 0),
+        Command::Bench(command) => bench::run(command).map(|()| 0),
         Command::Completions { shell } => completions::run(shell, Cli::command()).map(|()| 0),
     };
     match result {

@@ -10,7 +10,7 @@ use super::driver::{
 };
 use super::launch::Grid;
 use super::modules::{self, Kernel};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -27,6 +27,8 @@ pub struct Gpu {
 struct Loaded {
     modules: HashMap<&'static str, ModuleId>,
     functions: HashMap<&'static str, FunctionId>,
+    /// Names of the kernels launched since somebody asked.
+    launched: BTreeSet<&'static str>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,6 +150,7 @@ impl Gpu {
     /// The kernel's entry, its module loaded when first needed.
     fn function(&self, kernel: &'static Kernel) -> Result<FunctionId> {
         let mut loaded = lock(&self.loaded);
+        loaded.launched.insert(kernel.name);
         if let Some(&function) = loaded.functions.get(kernel.name) {
             return Ok(function);
         }
@@ -208,6 +211,11 @@ impl Gpu {
     /// Does recorded work again.
     pub fn replay(&self, graph: GraphId) {
         self.attempt(|driver| driver.replay(graph));
+    }
+
+    /// Names of the kernels launched since the last call, on any driver.
+    pub fn take_launched(&self) -> Vec<&'static str> {
+        std::mem::take(&mut lock(&self.loaded).launched).into_iter().collect()
     }
 
     /// What was counted since the last call, by kernel.

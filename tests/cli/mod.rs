@@ -5,6 +5,7 @@ mod inputs;
 mod runs;
 mod surface;
 
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -55,14 +56,21 @@ fn run(folder: &Path, line: &str) -> Ended {
 }
 
 /// Runs a line that must succeed; its standard output.
-fn succeed(folder: &Path, line: &str) -> String {
+pub fn succeed(folder: &Path, line: &str) -> String {
     let Ended { code, out, err } = run(folder, line);
     assert_eq!(code, Some(0), "{line}\n{out}{err}");
     out
 }
 
+/// The last line of standard output as one JSON object.
+pub fn last_object(out: &str) -> Value {
+    let value: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert!(value.is_object(), "{out}");
+    value
+}
+
 /// Runs a line that must be refused: exit code 2, one line that holds all of `parts`.
-fn refused(folder: &Path, line: &str, parts: &[&str]) {
+pub fn refused(folder: &Path, line: &str, parts: &[&str]) {
     assert_refused(line, &run(folder, line), parts);
 }
 
@@ -80,14 +88,14 @@ fn training_refused(folder: &Path, more: &str, parts: &[&str]) {
     assert!(!folder.join("out").exists(), "{more}: something was written");
 }
 
-fn write(folder: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+pub fn write(folder: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, content).unwrap();
     path
 }
 
-fn read(path: &Path) -> String {
+pub fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

@@ -1,14 +1,6 @@
 //! What every command shows and prints: help with examples, completions, JSON, estimates, and the happy paths.
 
-use super::{finished, names, refused, run, succeed, tiny, write};
-use serde_json::Value;
-
-/// The last line of standard output as one JSON object.
-fn last_object(out: &str) -> Value {
-    let value: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
-    assert!(value.is_object(), "{out}");
-    value
-}
+use super::{finished, last_object, names, refused, run, succeed, tiny, write};
 
 /// Commands out of a `--help`, between "Commands:" and the next empty line.
 fn commands(help: &str) -> Vec<String> {

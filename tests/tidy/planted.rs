@@ -44,15 +44,14 @@ fn module_docs() {
 #[test]
 fn op_table() {
     let files = |test: &'static str, bench: &'static str| {
-        Repo::of(&[("src/ops/mod.rs", ""), ("src/ops/gelu.rs", ""), (test, ""), ("benches/ops/rows.rs", bench)])
+        Repo::of(&[("src/ops/mod.rs", ""), ("src/ops/gelu.rs", ""), (test, ""), ("src/bench/rows.rs", bench)])
     };
     let count = |test, bench| checks::op_table(&files(test, bench)).len();
-    assert_eq!(count("tests/ops/gelu.rs", "row(\"gelu\")"), 0);
-    let part = [("src/ops/gelu/gpu.rs", ""), ("benches/ops/rows.rs", "")];
+    assert_eq!(count("tests/ops/gelu.rs", "new([\"gelu\", \"fwd\"])"), 0);
+    let part = [("src/ops/gelu/gpu.rs", ""), ("src/bench/rows.rs", "")];
     assert_eq!(checks::op_table(&Repo::of(&part)).len(), 0);
-    assert_eq!(count("tests/ops/gelu.rs", "row(\"gelu forward\")"), 0);
-    assert_eq!(count("tests/ops/gelu.rs", "row(\"geluish\")"), 1);
-    assert_eq!(count("tests/ops/other.rs", "row(\"gelu\")"), 1);
+    assert_eq!(count("tests/ops/gelu.rs", "new([\"geluish\", \"fwd\"])"), 1);
+    assert_eq!(count("tests/ops/other.rs", "new([\"gelu\", \"fwd\"])"), 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@
     python3 tools/peers/torch_gpt_cpu.py LAYERS WIDTH HEADS LENGTH ROWS VOCABULARY [STEPS]
     python3 tools/peers/torch_gpt_cpu.py 6 384 6 256 8 65
 
-The model is that of the bench `train_step_f32_adamw`: RMSNorm before attention and SwiGLU, rotary positions, fused
+The model is that of the bench `train_step_adamw_f32`: RMSNorm before attention and SwiGLU, rotary positions, fused
 q-k-v and gate-up products, no biases, head apart from the embedding. A step is forward, loss, backward, AdamW and the
 clearing of gradients. Prints one line: the median step in ms, tokens per second, and the most memory held above what
 was held before the model was made. Needs torch.
