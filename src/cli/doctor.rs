@@ -3,13 +3,17 @@
 use super::output::print;
 use crate::device::choice::{self, SimMode};
 use crate::device::driver::cuda;
+use crate::device::gpu::Gpu;
 use crate::device::modules::{KERNELS, MODULES};
 use crate::device::{Device, host_memory_bytes};
-use crate::verify::families::{Extent, FAMILIES};
+use crate::verify::Extent;
+use crate::verify::families::{self, FAMILIES};
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Say what is here: driver, cards, kernels, compilers, memory; and launch a kernel of each family
 #[derive(Debug, Args)]
@@ -18,7 +22,7 @@ pub struct DoctorCommand {
     /// Where to launch: auto (a card, else the simulator), sim or cuda[:i]
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Every case of every family, not one of each
+    /// Every case of every family, so that every kernel is launched; not one of each
     #[arg(long)]
     full: bool,
     /// Print one JSON object as the last line
@@ -45,11 +49,16 @@ struct Report {
     driver: Option<String>,
     device: Option<String>,
     families: Vec<Family>,
+    /// Kernels inside that no family launched.
+    not_launched: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
 struct Family {
     name: &'static str,
+    /// Kernels that its cases launched.
+    kernels: Vec<&'static str>,
+    seconds: f64,
     /// None where it agrees with the CPU.
     error: Option<String>,
 }
@@ -73,10 +82,12 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
     let extent = if command.full { Extent::All } else { Extent::One };
     let families = match device {
         Some(Device::Gpu(gpu)) => {
-            FAMILIES.iter().map(|&(name, check)| Family { name, error: check(gpu, extent).err() }).collect()
+            gpu.take_launched();
+            FAMILIES.iter().map(|family| check(family, gpu, extent)).collect()
         }
         _ => Vec::new(),
     };
+    let launched: BTreeSet<&str> = families.iter().flat_map(|family: &Family| family.kernels.iter().copied()).collect();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("NANOCHAT_COMMIT"),
@@ -95,6 +106,7 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
             Device::Cpu => None,
         }),
         families,
+        not_launched: KERNELS.iter().map(|kernel| kernel.name).filter(|name| !launched.contains(name)).collect(),
     };
     let mut text = describe(&report);
     if command.json {
@@ -106,6 +118,12 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
         bail!("{} of {} families of kernels are wrong here: {}", wrong.len(), report.families.len(), wrong.join(", "));
     }
     Ok(())
+}
+
+fn check(family: &families::Family, gpu: &'static Gpu, extent: Extent) -> Family {
+    let start = Instant::now();
+    let error = family.check(gpu, extent).err();
+    Family { name: family.name, kernels: gpu.take_launched(), seconds: start.elapsed().as_secs_f64(), error }
 }
 
 fn describe(report: &Report) -> String {
@@ -127,8 +145,13 @@ fn describe(report: &Report) -> String {
     if let Some(device) = &report.device {
         text += &format!("launched on    {device}\n");
     }
-    for Family { name, error } in &report.families {
-        text += &format!("  {name:<12} {}\n", error.as_deref().unwrap_or("agrees with the CPU"));
+    for Family { name, kernels, error, .. } in &report.families {
+        let verdict = error.as_deref().unwrap_or("agrees with the CPU");
+        text += &format!("  {name:<16} {:>2} kernels  {verdict}\n", kernels.len());
+    }
+    if !report.families.is_empty() {
+        let launched = report.kernels - report.not_launched.len();
+        text += &format!("launched       {launched} of {} kernels\n", report.kernels);
     }
     text
 }

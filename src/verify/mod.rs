@@ -1,15 +1,75 @@
-//! The cases every op is checked on, and the comparison: shared by tests, benches and (on a card) by `doctor`.
+//! The cases every op is checked on, and the comparison: shared by tests and by `doctor`, on the CPU and on devices.
 //!
 //! Three comparisons per case. In f64 the op must equal its `reference`; its gradients must equal central finite
 //! differences of that reference; and in f32 and bf16 it must stay within a bound derived from the rounding unit of the
-//! type and the length of the longest sum. All bounds are stated as what must hold, so a NaN fails by itself.
+//! type and the length of the longest sum. All bounds are stated as what must hold, so a NaN fails by itself. What is no such op
+//! (optimisers, products on a GPU, casts) has a check of its own, against the CPU or plain loops.
 
+pub mod attention;
 pub mod families;
+pub mod products;
+pub mod rowwise;
+pub mod state;
 
 use crate::device::gpu::Gpu;
 use crate::ops::rope::Heads;
 use crate::tensor::random::Philox;
-use crate::tensor::{Arena, DType, Tensor};
+use crate::tensor::{Arena, DType, Grads, Layout, ParamId, Role, Shape, Tensor};
+use std::sync::Arc;
+
+/// What checks come to; the error says what disagreed, with both numbers.
+pub type Cases = Result<(), String>;
+
+/// What is done with each case of an op.
+pub type Check<'a> = &'a dyn Fn(&OpCase) -> Cases;
+
+/// How many cases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// One of each kind, at a size that divides nothing.
+    One,
+    /// All.
+    All,
+}
+
+/// All of `cases`, or the one at `one`.
+fn pick<T>(cases: &[T], one: usize, extent: Extent) -> std::slice::Iter<'_, T> {
+    match extent {
+        Extent::One => cases[one..one + 1].iter(),
+        Extent::All => cases.iter(),
+    }
+}
+
+/// A tensor of rounded values.
+fn at(arena: &Arena, dtype: DType, shape: impl Into<Shape>, values: &[f64]) -> Tensor {
+    Tensor::from_f64(arena, shape, dtype, values)
+}
+
+/// Zeroed gradients of parameters of these shapes.
+fn grads(arena: &Arena, dtype: DType, shapes: &[Shape]) -> Grads {
+    let mut layout = Layout::default();
+    for (i, shape) in shapes.iter().enumerate() {
+        layout.push(format!("{i}"), shape.as_slice(), Role::Matrix);
+    }
+    Grads::zeros_on(arena.device(), Arc::new(layout), dtype)
+}
+
+fn gradient(grads: &Grads, i: u32) -> Vec<f64> {
+    grads.view(ParamId(i)).to_f64()
+}
+
+/// What the device says of the work so far, in the name of `what`.
+fn told(gpu: &Gpu, what: &str) -> Cases {
+    gpu.synchronise().map_err(|error| format!("{what}: {error}"))
+}
+
+/// Half a step of the numbers near 1: the most that rounding changes, relative to the value.
+fn unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 2f64.powi(-9),
+        _ => 2f64.powi(-24),
+    }
+}
 
 /// Awkward and unequal `(N, C)` of row-wise ops.
 pub const ROWS: &[[usize; 2]] = &[[1, 3], [3, 7], [5, 64], [17, 97], [131, 200]];
@@ -160,13 +220,9 @@ impl OpCase<'_> {
         let weights = round(weights);
         let exact = (self.run)(host, DType::F64, &inputs, &weights);
         let narrow = (self.run)(arena, dtype, &inputs, &weights);
-        let unit = match dtype {
-            DType::Bf16 => 2f64.powi(-9),
-            _ => 2f64.powi(-24),
-        };
         // Errors of a sum of n rounded terms grow like sqrt(n) units of its largest term; an op chains a few sums, and
         // intermediate values are stored in the type: 16 units.
-        let bound = 16.0 * unit * (self.longest_sum as f64).sqrt();
+        let bound = 16.0 * unit(dtype) * (self.longest_sum as f64).sqrt();
         close(&format!("{} forward {dtype}", self.name), &narrow.output, &exact.output, bound)?;
         for (i, (a, b)) in narrow.gradients.iter().zip(&exact.gradients).enumerate() {
             close(&format!("{} gradient {i} {dtype}", self.name), a, b, bound)?;

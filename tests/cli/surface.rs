@@ -1,6 +1,7 @@
 //! What every command shows and prints: help with examples, completions, JSON, estimates, and the happy paths.
 
 use super::{finished, last_object, names, refused, run, succeed, tiny, write};
+use serde_json::Value;
 
 /// Commands out of a `--help`, between "Commands:" and the next empty line.
 fn commands(help: &str) -> Vec<String> {
@@ -49,7 +50,9 @@ fn doctor_says_what_is_here_and_checks_every_family_in_the_simulator() {
     }
     let report = last_object(&out);
     let families = report["families"].as_array().unwrap();
-    assert!(families.len() >= 9 && families.iter().all(|family| family["error"].is_null()), "{report}");
+    assert!(families.len() >= 18 && families.iter().all(|family| family["error"].is_null()), "{report}");
+    let some = |family: &Value| !family["kernels"].as_array().unwrap().is_empty();
+    assert!(families.iter().all(some) && report["not_launched"].is_array(), "{report}");
     assert!(report["kernels"].as_u64().unwrap() > 40, "{report}");
     refused(folder.path(), "doctor --device tpu", &["tpu", "auto, cpu, sim and cuda[:i]"]);
 }

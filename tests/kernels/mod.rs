@@ -1,6 +1,7 @@
 //! The kernels themselves, in the simulator: matrix products at awkward sizes, rows too wide for a warp, optimisers, memory
 //! traffic, and what the checkers say when a barrier is missing. Every op's own cases run there, too: see `tests/ops/`.
 
+mod families;
 mod gemm;
 mod mutation;
 mod optim;

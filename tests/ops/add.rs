@@ -1,21 +1,9 @@
 use super::*;
-use nanochat_gpu::{ops::add, verify};
+use nanochat_gpu::ops::add;
 
 #[test]
 fn cases() {
-    for &[n, c] in verify::ROWS {
-        check(OpCase {
-            name: format!("add {n}x{c}"),
-            inputs: vec![verify::normals("add a", n * c), verify::normals("add b", n * c)],
-            longest_sum: 2,
-            run: &|arena, dtype, inputs, dy| {
-                let a = tensor(arena, dtype, [n, c], &inputs[0]);
-                let y = add::forward(arena, a, &tensor(arena, dtype, [n, c], &inputs[1]));
-                Outcome { output: y.to_f64(), gradients: vec![dy.to_vec(), dy.to_vec()] }
-            },
-            reference: &|inputs| add::reference(&inputs[0], &inputs[1]),
-        });
-    }
+    check(verify::rowwise::add);
 }
 
 #[test]

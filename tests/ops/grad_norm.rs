@@ -1,5 +1,5 @@
 use super::*;
-use nanochat_gpu::{ops::grad_norm, verify};
+use nanochat_gpu::ops::grad_norm;
 
 #[test]
 fn sums_by_range_and_names_what_is_not_finite() {
@@ -16,4 +16,9 @@ fn sums_by_range_and_names_what_is_not_finite() {
     let flat = tensor(&arena, DType::F32, [50_000], &values);
     let sums = grad_norm::sums_of_squares(&arena, &flat, &ranges);
     assert!(sums[0].is_finite() && sums[1].is_nan() && sums[2].is_finite() && sums[2] > 0.9e60);
+}
+
+#[test]
+fn on_devices() {
+    check_on_all(verify::state::grad_norm_on);
 }

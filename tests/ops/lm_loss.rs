@@ -1,44 +1,25 @@
 use super::*;
 use nanochat_gpu::ops::lm_loss::{self, Gradients, IGNORE, forward_in_chunks as forward};
-use nanochat_gpu::verify;
 
 #[test]
 fn cases() {
-    // Chunks of all rows, of a part that divides them, and of one that does not.
-    let shapes = [
-        (1, 1, 2, None, 16),
-        (5, 7, 13, Some(2.0), 16),
-        (33, 20, 97, None, 11),
-        (70, 3, 130, Some(15.0), 32),
-        (9, 5, 1025, None, 4),
-    ];
-    for (n, c, v, cap, rows) in shapes {
-        let mut targets = verify::integers("lm targets", n, v);
-        if n > 2 {
-            targets[1] = IGNORE;
-        }
-        let factor = 0.37;
-        check(OpCase {
-            name: format!("lm_loss {n}x{c} of {v} cap {cap:?}"),
-            inputs: vec![verify::normals("lm x", n * c), verify::normals("lm w", v * c)],
-            longest_sum: v,
-            // The gradients come with one factor for all rows, so the output is the total and its weight goes into it.
-            run: &|arena, dtype, inputs, dy| {
-                let (x, w) = (tensor(arena, dtype, [n, c], &inputs[0]), tensor(arena, dtype, [v, c], &inputs[1]));
-                let mut grads = gradients(arena, dtype, &[w.shape()]);
-                let gradients = Gradients { scale: factor * dy[0], dweight: grads.view_mut(ParamId(0)) };
-                let (losses, dx) = forward(arena, &x, &w, &ids(arena, &targets), cap, Some(gradients), rows);
-                let (plain, none) = forward(arena, &x, &w, &ids(arena, &targets), cap, None, rows);
-                assert!(none.is_none());
-                verify::close("losses with and without gradients", &plain.to_f64(), &losses.to_f64(), 1e-5).unwrap();
-                let total = losses.to_f64().iter().sum::<f64>() * factor;
-                Outcome { output: vec![total], gradients: vec![dx.unwrap().to_f64(), gradient(&grads, 0)] }
-            },
-            reference: &|inputs| {
-                vec![lm_loss::reference(&inputs[0], &inputs[1], c, &targets, cap).iter().sum::<f64>() * factor]
-            },
-        });
-    }
+    check(verify::products::lm_loss);
+}
+
+#[test]
+fn losses_are_the_same_without_gradients() {
+    let (arena, [n, c, v]) = (Arena::new(1 << 20).unwrap(), [33, 20, 97]);
+    let (x, w) = (verify::normals("lm x", n * c), verify::normals("lm w", v * c));
+    let (x, w) = (tensor(&arena, DType::F64, [n, c], &x), tensor(&arena, DType::F64, [v, c], &w));
+    let mut targets = verify::integers("lm targets", n, v);
+    targets[1] = IGNORE;
+    let targets = ids(&arena, &targets);
+    let mut grads = gradients(&arena, DType::F64, &[w.shape()]);
+    let wanted = Gradients { scale: 0.37, dweight: grads.view_mut(ParamId(0)) };
+    let (losses, _) = forward(&arena, &x, &w, &targets, Some(15.0), Some(wanted), 11);
+    let (plain, none) = forward(&arena, &x, &w, &targets, Some(15.0), None, 11);
+    assert!(none.is_none() && losses.to_f64()[1] == 0.0);
+    verify::close("losses", &plain.to_f64(), &losses.to_f64(), 1e-13).unwrap();
 }
 
 #[test]

@@ -17,7 +17,7 @@ use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::MODULES;
 use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Role, Shape, Tensor};
-use nanochat_gpu::verify::{OpCase, Outcome};
+use nanochat_gpu::verify::{self, Cases, Check, Extent, OpCase};
 use ptxsim::options::{AsyncPolicy, Options, Schedule};
 use std::sync::Arc;
 
@@ -45,11 +45,19 @@ pub fn simulators() -> Vec<&'static Gpu> {
     OPENED.with(Clone::clone)
 }
 
-/// Checks a case on the CPU and in the simulator and says what failed.
-fn check(case: OpCase) {
-    case.check().unwrap_or_else(|message| panic!("{message}"));
+/// Checks all cases of an op on the CPU and in the simulator and says what failed.
+fn check(cases: fn(Extent, Check) -> Cases) {
+    let everywhere = |case: &OpCase| {
+        case.check()?;
+        simulators().into_iter().try_for_each(|gpu| case.check_on(gpu))
+    };
+    cases(Extent::All, &everywhere).unwrap_or_else(|message| panic!("{message}"));
+}
+
+/// Runs a check of kernels in the simulator under every order.
+pub fn check_on_all(check: fn(&'static Gpu, Extent) -> Cases) {
     for gpu in simulators() {
-        case.check_on(gpu).unwrap_or_else(|message| panic!("{}: {message}", gpu.driver().name()));
+        check(gpu, Extent::All).unwrap_or_else(|message| panic!("{}: {message}", gpu.driver().name()));
     }
 }
 

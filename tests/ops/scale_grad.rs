@@ -1,5 +1,5 @@
 use super::*;
-use nanochat_gpu::{ops::scale_grad, verify};
+use nanochat_gpu::ops::scale_grad;
 
 /// Not a derivative, by design: the gradient is checked against its own definition.
 #[test]
@@ -12,4 +12,9 @@ fn forward_is_the_identity_and_backward_scales() {
         let dx = scale_grad::backward(&arena, x, rho).to_f64();
         assert_eq!(dx, scale_grad::reference(&values, rho));
     }
+}
+
+#[test]
+fn on_devices() {
+    check_on_all(verify::rowwise::scale_grad);
 }

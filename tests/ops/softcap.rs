@@ -1,22 +1,9 @@
 use super::*;
-use nanochat_gpu::{ops::softcap, verify};
+use nanochat_gpu::ops::softcap;
 
 #[test]
 fn cases() {
-    for (&[n, c], cap) in verify::ROWS.iter().zip([0.5, 2.0, 15.0, 30.0, 1.0]) {
-        check(OpCase {
-            name: format!("softcap {n}x{c} by {cap}"),
-            inputs: vec![verify::normals("softcap", n * c)],
-            longest_sum: 4,
-            run: &|arena, dtype, inputs, dy| {
-                let y = softcap::forward(arena, tensor(arena, dtype, [n, c], &inputs[0]), cap);
-                let saved = softcap::Saved { y: y.clone(), cap };
-                let dx = softcap::backward(arena, tensor(arena, dtype, [n, c], dy), &saved);
-                Outcome { output: y.to_f64(), gradients: vec![dx.to_f64()] }
-            },
-            reference: &|inputs| softcap::reference(&inputs[0], cap),
-        });
-    }
+    check(verify::rowwise::softcap);
 }
 
 #[test]

@@ -1,0 +1,136 @@
+//! The cases of matrix products and of the ops built on them.
+
+use super::{Cases, Check, Extent, OpCase, Outcome, at, close, gradient, grads, integers, normals, pick, told, unit};
+use crate::device::cpu::WriteMode;
+use crate::device::gemm::{Operand, gemm, gemm_scaled};
+use crate::device::gpu::Gpu;
+use crate::ops::{linear, lm_loss};
+use crate::tensor::{Arena, DType, ParamId, Tensor};
+
+/// Linear layers, `N x I` to `O`.
+pub fn linear(extent: Extent, check: Check) -> Cases {
+    const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [1, 40, 3], [3, 7, 5], [17, 97, 33], [65, 130, 200]];
+    pick(&SHAPES, 3, extent).try_for_each(|&[n, i, o]| {
+        check(&OpCase {
+            name: format!("linear {n}x{i} to {o}"),
+            inputs: vec![normals("linear x", n * i), normals("linear w", o * i)],
+            longest_sum: n.max(i).max(o),
+            run: &|arena, dtype, inputs, dy| {
+                let (x, w) = (at(arena, dtype, [n, i], &inputs[0]), at(arena, dtype, [o, i], &inputs[1]));
+                let y = linear::forward(arena, &x, &w);
+                let mut grads = grads(arena, dtype, &[w.shape()]);
+                let (dy, saved) = (at(arena, dtype, [n, o], dy), linear::Saved { x });
+                let dx = linear::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, &w, &saved);
+                Outcome { output: y.to_f64(), gradients: vec![dx.to_f64(), gradient(&grads, 0)] }
+            },
+            reference: &|inputs| linear::reference(&inputs[0], &inputs[1], i),
+        })
+    })
+}
+
+/// Head and loss, `N x C` over `V` entries, in chunks of all rows, of a part that divides them, and of one that does not; a target
+/// counts for nothing. The gradients come with one factor for all rows, so the output is the total: with gradients, and without.
+pub fn lm_loss(extent: Extent, check: Check) -> Cases {
+    const FACTOR: f64 = 0.37;
+    let shapes = [
+        (1, 1, 2, None, 16),
+        (5, 7, 13, Some(2.0), 16),
+        (33, 20, 97, None, 11),
+        (70, 3, 130, Some(15.0), 32),
+        (9, 5, 1025, None, 4),
+    ];
+    pick(&shapes, 2, extent).try_for_each(|&(n, c, v, cap, rows)| {
+        let mut targets = integers("lm targets", n, v);
+        if n > 2 {
+            targets[1] = lm_loss::IGNORE;
+        }
+        check(&OpCase {
+            name: format!("lm_loss {n}x{c} of {v} cap {cap:?}"),
+            inputs: vec![normals("lm x", n * c), normals("lm w", v * c)],
+            longest_sum: v,
+            run: &|arena, dtype, inputs, dy| {
+                let (x, w) = (at(arena, dtype, [n, c], &inputs[0]), at(arena, dtype, [v, c], &inputs[1]));
+                let (mut grads, ids) = (grads(arena, dtype, &[w.shape()]), Tensor::from_slice(arena, [n], &targets));
+                let scale = FACTOR * (dy[0] + dy[1]);
+                let wanted = lm_loss::Gradients { scale, dweight: grads.view_mut(ParamId(0)) };
+                let (losses, dx) = lm_loss::forward_in_chunks(arena, &x, &w, &ids, cap, Some(wanted), rows);
+                let (plain, _) = lm_loss::forward_in_chunks(arena, &x, &w, &ids, cap, None, rows);
+                let total = |losses: Tensor| losses.to_f64().iter().sum::<f64>() * FACTOR;
+                let dx = dx.map_or(vec![], |dx| dx.to_f64());
+                Outcome { output: vec![total(losses), total(plain)], gradients: vec![dx, gradient(&grads, 0)] }
+            },
+            reference: &|inputs| {
+                let losses = lm_loss::reference(&inputs[0], &inputs[1], c, &targets, cap);
+                vec![losses.iter().sum::<f64>() * FACTOR; 2]
+            },
+        })
+    })
+}
+
+/// `a [m, k] b [k, n]` in plain loops.
+pub fn product(a: &[f64], b: &[f64], [m, n, k]: [usize; 3]) -> Vec<f64> {
+    (0..m * n).map(|i| (0..k).map(|x| a[i / n * k + x] * b[x * n + i % n]).sum()).collect()
+}
+
+fn transposed(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+}
+
+/// `M N K` that divide nothing. In bf16 the last four take the tensor cores wherever rows are 16 bytes apart: no multiple of a tile,
+/// more than one tile each way, fewer and more steps along K than the pipeline has stages.
+const GEMM: [[usize; 3]; 8] =
+    [[1, 1, 1], [97, 33, 65], [200, 70, 17], [5, 200, 130], [8, 16, 8], [64, 128, 96], [257, 40, 72], [136, 264, 200]];
+
+/// Matrix products on a GPU: every transpose and type, both write modes, scales of both sides.
+///
+/// # Errors
+/// The first element that is wrong, or what the device says.
+pub fn gemm_on(gpu: &'static Gpu, extent: Extent) -> Cases {
+    pick(&GEMM, 7, extent).try_for_each(|&size| {
+        [(DType::F32, DType::F32), (DType::Bf16, DType::Bf16), (DType::Bf16, DType::F32)]
+            .into_iter()
+            .try_for_each(|types| gemm_case(gpu, size, types))
+    })?;
+    scales_of_both_sides(gpu)
+}
+
+fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], (from, to): (DType, DType)) -> Cases {
+    let host = Arena::new(1 << 22).map_err(|error| error.to_string())?;
+    let rounded = |values: &[f64]| at(&host, from, [values.len()], values).to_f64();
+    let (a, b) = (rounded(&normals("gemm a", m * k)), rounded(&normals("gemm b", k * n)));
+    let want = product(&a, &b, size);
+    let twice: Vec<f64> = want.iter().map(|x| 2.0 * x).collect();
+    let bound = 4.0 * unit(to) * (k as f64).sqrt();
+    for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
+        let arena = Arena::scattered(gpu);
+        let make = |x: &[f64], rows: usize, cols: usize, flip: bool| match flip {
+            false => at(&arena, from, [rows, cols], x),
+            true => at(&arena, from, [cols, rows], &transposed(x, rows, cols)),
+        };
+        let (ta, tb) = (make(&a, m, k, a_t), make(&b, k, n, b_t));
+        let left = if a_t { Operand::new(&ta, k, m).t() } else { Operand::new(&ta, m, k) };
+        let right = if b_t { Operand::new(&tb, n, k).t() } else { Operand::new(&tb, k, n) };
+        // Memory that nobody has written: overwriting must not read it.
+        let mut c = Tensor::uninit(&arena, [m, n], to);
+        let what = format!("gemm {size:?} {from} to {to}, transposed {a_t} {b_t}");
+        gemm(gpu, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
+        close(&what, &c.to_f64(), &want, bound)?;
+        gemm(gpu, &mut c.whole_mut(), left, right, WriteMode::Accumulate);
+        close(&format!("{what}, added"), &c.to_f64(), &twice, bound)?;
+        told(gpu, &what)?;
+    }
+    Ok(())
+}
+
+/// `-0.75 a b + 2.5 c` in f32.
+fn scales_of_both_sides(gpu: &'static Gpu) -> Cases {
+    let (arena, size @ [m, n, k]) = (Arena::scattered(gpu), [33, 20, 40]);
+    let [a, b, c] = [("gemm a", m * k), ("gemm b", k * n), ("gemm c", m * n)].map(|(name, n)| normals(name, n));
+    let of = |values: &[f64], shape: [usize; 2]| at(&arena, DType::F32, shape, values);
+    let (ta, tb, mut tc) = (of(&a, [m, k]), of(&b, [k, n]), of(&c, [m, n]));
+    let (left, right) = (Operand::new(&ta, m, k), Operand::new(&tb, k, n));
+    gemm_scaled(gpu, &mut tc.whole_mut(), left, right, -0.75, 2.5);
+    let want: Vec<f64> = product(&a, &b, size).iter().zip(&c).map(|(p, c)| -0.75 * p + 2.5 * c).collect();
+    close("gemm, scaled", &tc.to_f64(), &want, 1e-6)?;
+    told(gpu, "gemm, scaled")
+}
