@@ -5,6 +5,7 @@ mod cli;
 mod data;
 mod device;
 mod eval;
+mod gpu_check;
 mod infer;
 mod kernels;
 mod model;
