@@ -19,17 +19,7 @@ constexpr u32 TABLE_ROWS = 16;
 
 template <typename E, u32 W>
 __device__ __forceinline__ void forward(E* gy, const E* gtable, const u32* gtokens, u32 n, u32 v, u32 c) {
-    const u64 first = static_cast<u64>(blockIdx.x) * (THREADS * WIDTH<E>), end = static_cast<u64>(n) * c;
-    const Walk walk(first, c);
-#pragma unroll
-    for (u32 k = 0; k < WIDTH<E> / W; k++) {
-        const u32 offset = (k * THREADS + threadIdx.x) * W;
-        if (first + offset >= end) {
-            return;
-        }
-        u64 row;
-        u32 column;
-        walk.at(offset, row, column);
+    for_flat_packs<THREADS, WIDTH<E> / W, W>(n, c, [&](u64 row, u32 column, u64 element) {
         const u32 token = gtokens[row];
         float x[W];
         if (token < v) {
@@ -40,8 +30,8 @@ __device__ __forceinline__ void forward(E* gy, const E* gtable, const u32* gtoke
                 x[j] = __uint_as_float(0x7fffffffu);
             }
         }
-        store_vector<W>(gy + first + offset, x);
-    }
+        store_vector<W>(gy + element, x);
+    });
 }
 
 template <typename E>

@@ -9,21 +9,16 @@
 template <typename E>
 __device__ __forceinline__ void split(float* gq, float* gk, float* gv, const E* gqkv, u32 t, u32 q_cols, u32 kv_cols) {
     const u32 c = q_cols + 2 * kv_cols;
-    const u64 first = blockIdx.x * 256ull;
-    u64 row;
-    u32 column;
-    Walk(first, c).at(threadIdx.x, row, column);
-    if (row >= t) {
-        return;
-    }
-    const float x = load(gqkv + first + threadIdx.x);
-    if (column < q_cols) {
-        gq[row * q_cols + column] = x;
-    } else if (column < q_cols + kv_cols) {
-        gk[row * kv_cols + column - q_cols] = x;
-    } else {
-        gv[row * kv_cols + column - q_cols - kv_cols] = x;
-    }
+    for_flat_packs<256, 1, 1>(t, c, [&](u64 row, u32 column, u64 element) {
+        const float x = load(gqkv + element);
+        if (column < q_cols) {
+            gq[row * q_cols + column] = x;
+        } else if (column < q_cols + kv_cols) {
+            gk[row * kv_cols + column - q_cols] = x;
+        } else {
+            gv[row * kv_cols + column - q_cols - kv_cols] = x;
+        }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 8) kv_cache_fwd_split_rows_f32(float* q, float* k, float* v, const float* qkv, u32 t, u32 q_cols, u32 kv_cols) {

@@ -13,17 +13,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 
 template <typename E, u32 W>
 __device__ __forceinline__ void forward(E* gy, const E* ggate_up, u32 n, u32 f) {
-    const u64 first = static_cast<u64>(blockIdx.x) * (THREADS * WIDTH<E>), end = static_cast<u64>(n) * f;
-    const Walk walk(first, f);
-#pragma unroll
-    for (u32 k = 0; k < WIDTH<E> / W; k++) {
-        const u32 offset = (k * THREADS + threadIdx.x) * W;
-        if (first + offset >= end) {
-            return;
-        }
-        u64 row;
-        u32 column;
-        walk.at(offset, row, column);
+    for_flat_packs<THREADS, WIDTH<E> / W, W>(n, f, [&](u64 row, u32 column, u64 element) {
         const E* from = ggate_up + row * 2 * f + column;
         float g[W], u[W], y[W];
         load_vector<W>(g, from);
@@ -32,28 +22,18 @@ __device__ __forceinline__ void forward(E* gy, const E* ggate_up, u32 n, u32 f) 
         for (u32 j = 0; j < W; j++) {
             y[j] = g[j] * sigmoid(g[j]) * u[j];
         }
-        store_vector<W>(gy + first + offset, y);
-    }
+        store_vector<W>(gy + element, y);
+    });
 }
 
 template <typename E, u32 W>
 __device__ __forceinline__ void backward(E* gd, const E* ggate_up, const E* gdy, u32 n, u32 f) {
-    const u64 first = static_cast<u64>(blockIdx.x) * (THREADS * WIDTH<E>), end = static_cast<u64>(n) * f;
-    const Walk walk(first, f);
-#pragma unroll
-    for (u32 k = 0; k < WIDTH<E> / W; k++) {
-        const u32 offset = (k * THREADS + threadIdx.x) * W;
-        if (first + offset >= end) {
-            return;
-        }
-        u64 row;
-        u32 column;
-        walk.at(offset, row, column);
+    for_flat_packs<THREADS, WIDTH<E> / W, W>(n, f, [&](u64 row, u32 column, u64 element) {
         const u64 at = row * 2 * f + column;
         float g[W], u[W], dy[W], dg[W], du[W];
         load_vector<W>(g, ggate_up + at);
         load_vector<W>(u, ggate_up + at + f);
-        load_vector<W>(dy, gdy + first + offset);
+        load_vector<W>(dy, gdy + element);
 #pragma unroll
         for (u32 j = 0; j < W; j++) {
             const float s = sigmoid(g[j]);
@@ -62,7 +42,7 @@ __device__ __forceinline__ void backward(E* gd, const E* ggate_up, const E* gdy,
         }
         store_vector<W>(gd + at, dg);
         store_vector<W>(gd + at + f, du);
-    }
+    });
 }
 
 // A block owns THREADS * WIDTH elements of y either way: in one access per thread where rows are aligned, else one by one.

@@ -37,19 +37,18 @@ __device__ __forceinline__ float sum_packs(u32 c, u32 lane, F f) {
     return sum;
 }
 
-// Where element `first` of a flat [rows, c] lies, and others shortly after it: one wide division per block, narrow ones per
-// thread.
-struct Walk {
-    u64 row;
-    u32 column;
-    u32 c;
-
-    __device__ __forceinline__ Walk(u64 first, u32 c) : row(first / c), column(static_cast<u32>(first % c)), c(c) {}
-
-    // The place `offset` elements after `first`.
-    __device__ __forceinline__ void at(u32 offset, u64& r, u32& col) const {
-        const u32 ahead = column + offset;
-        r = row + ahead / c;
-        col = ahead % c;
+// f(row, column, element) for every pack of W neighbours that this thread takes of a flat [rows, c]: PACKS of them, a block of
+// THREADS owning THREADS * PACKS * W elements. W divides c. One wide division a block, narrow ones a thread.
+template <u32 THREADS, u32 PACKS, u32 W, typename F>
+__device__ __forceinline__ void for_flat_packs(u32 rows, u32 c, F f) {
+    const u64 first = static_cast<u64>(blockIdx.x) * (THREADS * PACKS * W), end = static_cast<u64>(rows) * c;
+    const u64 row = first / c;
+    const u32 column = static_cast<u32>(first % c);
+#pragma unroll
+    for (u32 p = 0; p < PACKS; p++) {
+        const u32 offset = (p * THREADS + threadIdx.x) * W, ahead = column + offset;
+        if (first + offset < end) {
+            f(row + ahead / c, ahead % c, first + offset);
+        }
     }
-};
+}
