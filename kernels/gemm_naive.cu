@@ -1,10 +1,11 @@
-// Matrix product by shared-memory tiles on the plain cores, any size, all transposes: C = alpha A B + beta C.
+// Matrix product by shared-memory tiles on the plain cores, any size, all transposes: C = alpha A B + beta D.
 //
-//   c  [M, N]  f32 or bf16; beta 0: = (the old content is not read), else +=
+//   c  [M, N]  f32 or bf16, =
+//   d  [M, N]  of the type of c, or c itself; where beta is 0 it is not read
 //   a  element (m, k) at m a_m + k a_k;  b  element (k, n) at k b_k + n b_n    f32 or bf16
 // One stride of each pair is 1. Saves nothing. Grid: ceil(N / 64) x ceil(M / 64) blocks of 256 threads, 64 x 64 of C each, four
 // by four a thread; 8.3 KiB of shared memory; any size. Does 2 M N K operations.
-// The twin of the tensor-core kernels: what they are held against.
+// Serves f32; in bf16 it is the twin of the tensor-core kernels: what they are held against.
 // Learnt from: "How to optimize a CUDA matmul kernel" (S. Boehm), two-dimensional block tiling.
 #include "common/vector.cuh"
 
@@ -29,8 +30,8 @@ __device__ __forceinline__ void load_tile(float (&s)[DEPTH][PITCH], const E* g, 
 }
 
 template <typename E, typename O>
-__device__ __forceinline__ void gemm(O* gc, const E* ga, const E* gb, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k,
-                                     u64 b_k, u64 b_n) {
+__device__ __forceinline__ void gemm(O* gc, const O* gd, const E* ga, const E* gb, float alpha, float beta, u32 m, u32 n, u32 k,
+                                     u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
     __shared__ __align__(16) float sa[DEPTH][PITCH], sb[DEPTH][PITCH];
     const u32 m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
     const u32 tm = threadIdx.x / 16 * 4, tn = threadIdx.x % 16 * 4;
@@ -59,22 +60,22 @@ __device__ __forceinline__ void gemm(O* gc, const E* ga, const E* gb, float alph
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
             if (m0 + tm + i < m && n0 + tn + j < n) {
-                O* to = gc + static_cast<u64>(m0 + tm + i) * n + n0 + tn + j;
-                const float old = beta == 0.0f ? 0.0f : beta * load(to);
-                store(to, alpha * racc[i][j] + old);
+                const u64 at = static_cast<u64>(m0 + tm + i) * n + n0 + tn + j;
+                const float old = beta == 0.0f ? 0.0f : beta * load(gd + at);
+                store(gc + at, alpha * racc[i][j] + old);
             }
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_f32(float* c, const float* a, const float* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
-    gemm(c, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_f32(float* c, const float* d, const float* a, const float* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
+    gemm(c, d, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_bf16(bf16* c, const bf16* a, const bf16* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
-    gemm(c, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_bf16(bf16* c, const bf16* d, const bf16* a, const bf16* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
+    gemm(c, d, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_bf16_to_f32(float* c, const bf16* a, const bf16* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
-    gemm(c, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_naive_tiled_bf16_to_f32(float* c, const float* d, const bf16* a, const bf16* b, float alpha, float beta, u32 m, u32 n, u32 k, u64 a_m, u64 a_k, u64 b_k, u64 b_n) {
+    gemm(c, d, a, b, alpha, beta, m, n, k, a_m, a_k, b_k, b_n);
 }

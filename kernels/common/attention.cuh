@@ -45,7 +45,7 @@ struct Rows {
         for (u32 step = 0; step < COUNT * CHUNKS / FLASH_THREADS; step++) {
             const u32 index = step * FLASH_THREADS + threadIdx.x, row = index / CHUNKS, chunk = index % CHUNKS;
             const bool inside = row < extent;
-            cp_async_16(s + offset(row, chunk), inside ? g + static_cast<u64>(row) * stride + chunk * 8 : g, inside ? 16 : 0);
+            cp_async<16>(s + offset(row, chunk), inside ? g + static_cast<u64>(row) * stride + chunk * 8 : g, inside ? 16 : 0);
         }
     }
 

@@ -1,4 +1,4 @@
-// cp.async: 16 bytes from global to shared memory behind the thread's back, in groups (PTX ISA 9.7.9.25.3; from sm_80 on).
+// cp.async: 4, 8 or 16 bytes from global to shared memory behind the thread's back, in groups (PTX ISA 9.7.9.25.3; from sm_80 on).
 //
 // A wait makes the data visible to the waiting thread alone: a barrier must follow before others read it.
 #pragma once
@@ -10,10 +10,17 @@ __device__ __forceinline__ u32 shared_address(const void* s) {
     return static_cast<u32>(__cvta_generic_to_shared(s));
 }
 
-// Copies `bytes` (0 to 16) and fills up to 16 with zeros; with 0 nothing is read, wherever `g` points. Both addresses are
-// multiples of 16. Goes past L1 (`.cg`): nobody in this block reads it again.
-__device__ __forceinline__ void cp_async_16(u32 s, const void* g, u32 bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(__cvta_generic_to_global(g)), "r"(bytes) : "memory");
+// Copies `bytes` (0 to BYTES) and fills up to BYTES with zeros; with 0 nothing is read, wherever `g` points. Both addresses are
+// multiples of BYTES. 16 go past L1 (`.cg`): nobody in this block reads them again; narrower ones know `.ca` alone.
+template <u32 BYTES>
+__device__ __forceinline__ void cp_async(u32 s, const void* g, u32 bytes) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "the sizes that there are");
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(__cvta_generic_to_global(g)), "r"(bytes) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(s), "l"(__cvta_generic_to_global(g)), "r"(bytes), "n"(BYTES)
+                     : "memory");
+    }
 }
 
 // Ends a group of the thread's copies.

@@ -1,9 +1,12 @@
-//! Matrix products on a GPU: the one place that chooses a kernel. `C [M, N] = A [M, K] B [K, N]`.
+//! Matrix products on a GPU: the one place that chooses a kernel. `C [M, N] = alpha A [M, K] B [K, N] + beta D [M, N]`.
+//!
+//! bf16 by bf16 runs on tensor cores; rows that are not 16 bytes apart take narrower copies. f32 runs on the plain cores.
 
+use super::Device;
 use super::cpu::WriteMode;
 use super::gpu::Gpu;
-use super::launch::{self, Grid};
-use crate::tensor::{Alias, DType, Tensor, TensorMut};
+use super::launch::{self, Grid, by_dtype};
+use crate::tensor::{Alias, Arena, DType, Tensor, TensorMut};
 
 /// A matrix to read: a tensor seen as rows and columns, or its transpose.
 #[derive(Clone, Copy)]
@@ -13,6 +16,17 @@ pub struct Operand {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+}
+
+/// How an operand lies in memory.
+#[derive(Clone, Copy)]
+struct Packed {
+    /// Whether its rows, else its columns, are what lies side by side.
+    along_rows: bool,
+    /// Elements from one to the next.
+    apart: usize,
+    /// Elements of the widest aligned copy: 8, 4, 2 or 1.
+    width: usize,
 }
 
 impl Operand {
@@ -25,20 +39,20 @@ impl Operand {
         Operand { elems: tensor.alias(), rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// Whether its rows (else its columns) are what lies side by side, and how far they are apart, where 16-byte accesses
-    /// are aligned.
-    fn packed(&self) -> Option<(bool, usize)> {
-        let (along_rows, apart) = match (self.row_stride, self.col_stride) {
-            (apart, 1) => (true, apart),
-            (1, apart) => (false, apart),
-            _ => return None,
-        };
-        (apart.is_multiple_of(8) && self.elems.is_aligned(16)).then_some((along_rows, apart))
-    }
-
     /// The transpose, by strides alone.
     pub fn t(self) -> Operand {
         Operand { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    fn packed(&self) -> Packed {
+        let (along_rows, apart) = if self.col_stride == 1 { (true, self.row_stride) } else { (false, self.col_stride) };
+        let fits = |width: &usize| apart.is_multiple_of(*width) && self.elems.is_aligned(2 * *width as u64);
+        Packed { along_rows, apart, width: [8, 4, 2].into_iter().find(fits).unwrap_or(1) }
+    }
+
+    /// Whether the kernels for rows 16 bytes apart take it: bf16 that lies so.
+    pub fn is_wide(&self) -> bool {
+        self.elems.dtype() == DType::Bf16 && self.packed().width == 8
     }
 }
 
@@ -46,77 +60,160 @@ impl Operand {
 ///
 /// # Panics
 /// If the shapes or types do not fit: f32 by f32 gives f32, bf16 by bf16 gives either.
-pub fn gemm(gpu: &Gpu, c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
+pub fn gemm(arena: &Arena, c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
     let beta = match mode {
         WriteMode::Overwrite => 0.0,
         WriteMode::Accumulate => 1.0,
     };
-    gemm_scaled(gpu, c, a, b, 1.0, beta);
+    Product { a, b, d: c.alias(), alpha: 1.0, beta }.run(arena, c);
 }
 
-/// `c = alpha a b + beta c`; where `beta` is 0 the old content is not read.
+/// `c = alpha a b + beta d`, `d` of the type and size of `c`.
 ///
 /// # Panics
 /// As [`gemm`].
-pub fn gemm_scaled(gpu: &Gpu, c: &mut TensorMut, a: Operand, b: Operand, alpha: f32, beta: f32) {
-    let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert!(b.rows == k && c.shape().elems() == m * n, "matmul shapes");
-    if k == 0 || m * n == 0 {
-        return;
-    }
-    if a.elems.dtype() == DType::Bf16
-        && let (Some((a_along_k, lda)), Some((b_along_k, ldb))) = (a.packed(), b.t().packed())
-    {
-        tensor_cores(gpu, c, [a.elems, b.elems], alpha, beta, [m, n, k], (a_along_k, lda), (b_along_k, ldb));
-        return;
-    }
-    let grid = Grid { blocks: [n.div_ceil(TILE), m.div_ceil(TILE), 1], smem_bytes: 0 };
-    macro_rules! run {
-        ($kernel:ident) => {{
-            let (c, a_elems, b_elems) = (c.ptr_mut(), a.elems.ptr(), b.elems.ptr());
-            let ([a_m, a_k], [b_k, b_n]) = ([a.row_stride, a.col_stride], [b.row_stride, b.col_stride]);
-            launch::$kernel(gpu, grid, c, a_elems, b_elems, alpha, beta, m, n, k, a_m, a_k, b_k, b_n)
-        }};
-    }
-    match (a.elems.dtype(), c.dtype()) {
-        (DType::F32, DType::F32) => run!(gemm_naive_tiled_f32),
-        (DType::Bf16, DType::Bf16) => run!(gemm_naive_tiled_bf16),
-        (DType::Bf16, DType::F32) => run!(gemm_naive_tiled_bf16_to_f32),
-        (from, to) => panic!("no kernel multiplies {from} to {to}"),
-    }
+pub fn gemm_onto(arena: &Arena, c: &mut TensorMut, d: &Tensor, a: Operand, b: Operand, [alpha, beta]: [f32; 2]) {
+    assert_eq!(d.elems(), c.shape().elems(), "what a product is added to");
+    Product { a, b, d: d.alias(), alpha, beta }.run(arena, c);
 }
 
-/// The product on tensor cores; `lda` and `ldb` with whether the operand lies along K.
-#[allow(clippy::too_many_arguments)] // a matrix product's own
-fn tensor_cores(
-    gpu: &Gpu,
-    c: &mut TensorMut,
-    [a, b]: [Alias; 2],
+/// As [`gemm`] on the plain cores, whatever the type: the twin that the others are held against.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_naive(c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
+    let beta = if mode == WriteMode::Accumulate { 1.0 } else { 0.0 };
+    let product = Product { a, b, d: c.alias(), alpha: 1.0, beta };
+    product.check(c);
+    product.plain_cores(gpu_of(c), c);
+}
+
+/// Blocks that run at the same time: two on each of the 108 multiprocessors of an A100; an H100 has more. One number for all
+/// devices, so that they sum in the same order.
+const BLOCKS_AT_ONCE: usize = 216;
+/// Steps along K that are worth a part of their own: 512 of K, four times the traffic of the part's sums through memory.
+const PART_STEPS: usize = 16;
+
+/// Parts that the tensor cores cut K into, a function of the sizes alone: more than one where C has too few tiles for all
+/// multiprocessors and K is long.
+pub fn parts_of_k([m, n, k]: [usize; 3]) -> usize {
+    let (tiles, steps) = (m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE), k.div_ceil(MMA_DEPTH));
+    let parts = (BLOCKS_AT_ONCE / tiles.max(1)).min(steps / PART_STEPS).max(1);
+    // As the kernel cuts them: none is empty.
+    steps.div_ceil(steps.div_ceil(parts).max(1)).max(1)
+}
+
+/// Most bytes that the sums of parts take beside a product: those of all blocks that run at the same time.
+pub const PARTS_BYTES_MAX: usize = BLOCKS_AT_ONCE * MMA_TILE * MMA_TILE * size_of::<f32>();
+
+/// A product and what it is added to.
+#[derive(Clone, Copy)]
+struct Product {
+    a: Operand,
+    b: Operand,
+    d: Alias,
     alpha: f32,
     beta: f32,
-    [m, n, k]: [usize; 3],
-    (a_along_k, lda): (bool, usize),
-    (b_along_k, ldb): (bool, usize),
-) {
-    let grid = Grid::linear(m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE));
-    macro_rules! run {
-        ($kernel:ident) => {
-            launch::$kernel(gpu, grid, c.ptr_mut(), a.ptr(), b.ptr(), alpha, beta, m, n, k, lda, ldb)
-        };
+}
+
+/// Launches the kernel for how A and B lie (along K or not) and for the type of C.
+macro_rules! by_layout {
+    ($layout:expr, $dtype:expr, $args:tt, $($along_k:pat => $bf16:ident | $f32:ident,)*) => {
+        match ($layout, $dtype) {
+            $(($along_k, DType::Bf16) => launch::$bf16 $args,
+            ($along_k, DType::F32) => launch::$f32 $args,)*
+            (_, to) => panic!("no kernel multiplies bf16 to {to}"),
+        }
+    };
+}
+
+impl Product {
+    fn sizes(&self) -> [usize; 3] {
+        [self.a.rows, self.b.cols, self.a.cols]
     }
-    match (a_along_k, b_along_k, c.dtype()) {
-        (true, true, DType::Bf16) => run!(gemm_mma_ak_bk_bf16),
-        (true, true, DType::F32) => run!(gemm_mma_ak_bk_bf16_to_f32),
-        (true, false, DType::Bf16) => run!(gemm_mma_ak_bn_bf16),
-        (true, false, DType::F32) => run!(gemm_mma_ak_bn_bf16_to_f32),
-        (false, true, DType::Bf16) => run!(gemm_mma_am_bk_bf16),
-        (false, true, DType::F32) => run!(gemm_mma_am_bk_bf16_to_f32),
-        (false, false, DType::Bf16) => run!(gemm_mma_am_bn_bf16),
-        (false, false, DType::F32) => run!(gemm_mma_am_bn_bf16_to_f32),
-        (_, _, to) => panic!("no kernel multiplies bf16 to {to}"),
+
+    fn check(&self, c: &TensorMut) {
+        let [m, n, k] = self.sizes();
+        assert!(self.b.rows == k && c.shape().elems() == m * n, "matmul shapes");
+    }
+
+    fn run(&self, arena: &Arena, c: &mut TensorMut) {
+        self.check(c);
+        let (gpu, [m, n, _]) = (gpu_of(c), self.sizes());
+        if m * n == 0 {
+            return;
+        }
+        if self.a.elems.dtype() != DType::Bf16 {
+            return self.plain_cores(gpu, c);
+        }
+        let parts = parts_of_k(self.sizes());
+        if parts == 1 {
+            return self.tensor_cores(gpu, c, 1);
+        }
+        let mut sums = Tensor::uninit(arena, [parts, m, n], DType::F32);
+        let (mut each, d) = (sums.whole_mut(), self.d);
+        Product { d: each.alias(), alpha: 1.0, beta: 0.0, ..*self }.tensor_cores(gpu, &mut each, parts);
+        by_dtype!(
+            c.dtype(),
+            gemm_split_sum_f32 | gemm_split_sum_bf16,
+            (gpu, Grid::over(m * n, 1024), c.ptr_mut(), d.ptr(), sums.ptr(), self.alpha, self.beta, parts, m * n)
+        );
+    }
+
+    /// On tensor cores, K in `parts` parts: with more than one `c` is `[parts, M, N]`.
+    fn tensor_cores(&self, gpu: &Gpu, c: &mut TensorMut, parts: usize) {
+        let (Product { a, b, d, alpha, beta }, [m, n, k]) = (*self, self.sizes());
+        let grid = Grid { blocks: [m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE), parts, 1], smem_bytes: 0 };
+        let (left, right) = (a.packed(), b.t().packed());
+        let (layout, lda, ldb) = ((left.along_rows, right.along_rows), left.apart, right.apart);
+        let [a, b] = [a.elems, b.elems];
+        if left.width == 8 && right.width == 8 {
+            by_layout!(
+                layout, c.dtype(), (gpu, grid, c.ptr_mut(), d.ptr(), a.ptr(), b.ptr(), alpha, beta, m, n, k, lda, ldb),
+                (true, true) => gemm_mma_ak_bk_bf16 | gemm_mma_ak_bk_bf16_to_f32,
+                (true, false) => gemm_mma_ak_bn_bf16 | gemm_mma_ak_bn_bf16_to_f32,
+                (false, true) => gemm_mma_am_bk_bf16 | gemm_mma_am_bk_bf16_to_f32,
+                (false, false) => gemm_mma_am_bn_bf16 | gemm_mma_am_bn_bf16_to_f32,
+            );
+            return;
+        }
+        let (wa, wb) = (left.width, right.width);
+        by_layout!(
+            layout, c.dtype(), (gpu, grid, c.ptr_mut(), d.ptr(), a.ptr(), b.ptr(), alpha, beta, m, n, k, lda, ldb, wa, wb),
+            (true, true) => gemm_mma_narrow_ak_bk_bf16 | gemm_mma_narrow_ak_bk_bf16_to_f32,
+            (true, false) => gemm_mma_narrow_ak_bn_bf16 | gemm_mma_narrow_ak_bn_bf16_to_f32,
+            (false, true) => gemm_mma_narrow_am_bk_bf16 | gemm_mma_narrow_am_bk_bf16_to_f32,
+            (false, false) => gemm_mma_narrow_am_bn_bf16 | gemm_mma_narrow_am_bn_bf16_to_f32,
+        );
+    }
+
+    fn plain_cores(&self, gpu: &Gpu, c: &mut TensorMut) {
+        let (Product { a, b, d, alpha, beta }, [m, n, k]) = (*self, self.sizes());
+        let grid = Grid { blocks: [n.div_ceil(TILE), m.div_ceil(TILE), 1], smem_bytes: 0 };
+        macro_rules! run {
+            ($kernel:ident) => {{
+                let (c, d, a_elems, b_elems) = (c.ptr_mut(), d.ptr(), a.elems.ptr(), b.elems.ptr());
+                let ([a_m, a_k], [b_k, b_n]) = ([a.row_stride, a.col_stride], [b.row_stride, b.col_stride]);
+                launch::$kernel(gpu, grid, c, d, a_elems, b_elems, alpha, beta, m, n, k, a_m, a_k, b_k, b_n)
+            }};
+        }
+        match (a.elems.dtype(), c.dtype()) {
+            (DType::F32, DType::F32) => run!(gemm_naive_tiled_f32),
+            (DType::Bf16, DType::Bf16) => run!(gemm_naive_tiled_bf16),
+            (DType::Bf16, DType::F32) => run!(gemm_naive_tiled_bf16_to_f32),
+            (from, to) => panic!("no kernel multiplies {from} to {to}"),
+        }
     }
 }
 
-/// Rows and columns of C of one block of the kernels on plain cores, and on tensor cores.
+fn gpu_of(c: &TensorMut) -> &'static Gpu {
+    match c.device() {
+        Device::Gpu(gpu) => gpu,
+        Device::Cpu => panic!("products on the CPU are `cpu::matmul`"),
+    }
+}
+
+/// Rows and columns of C of one block of the kernels on plain cores, and on tensor cores, there with the step along K.
 const TILE: usize = 64;
-const MMA_TILE: usize = 128;
+pub(crate) const MMA_TILE: usize = 128;
+const MMA_DEPTH: usize = 32;

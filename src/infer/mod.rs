@@ -10,6 +10,7 @@ pub use sampler::{Sampler, SamplerOptions};
 pub use text::{Utf8Stream, end_ids};
 
 use crate::device::Device;
+use crate::device::gemm::PARTS_BYTES_MAX;
 use crate::model::ModelConfig;
 use crate::ops::lm_loss::chunk_rows;
 use crate::tensor::Arena;
@@ -53,7 +54,7 @@ pub fn reserve_arena(device: Device, config: &ModelConfig, footprint: Footprint)
     let elems = activations + 4 * logit_rows * v + widened;
     let bytes = match device {
         Device::Cpu => (elems * 2 * size_of::<f64>()).max(1 << 30),
-        Device::Gpu(_) => elems * size_of::<f32>() + (16 << 20),
+        Device::Gpu(_) => elems * size_of::<f32>() + PARTS_BYTES_MAX + (2 << 20),
     };
     Arena::on(device, bytes).with_context(|| format!("reserving {bytes} bytes for activations"))
 }

@@ -1,10 +1,11 @@
-//! Linear layer without bias: `y = x W^T`; `dx = dy W`, `dW += dy^T x`. Saves `x`.
+//! Linear layer without bias: `y = x W^T`, or added to a residual, `y = r + x W^T`; `dx = dy W`, `dW += dy^T x`, `dr = dy`.
+//! Saves `x`.
 //!
 //! Moves and does: `2 N I O` floating-point operations forward, twice that backward.
 
 use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
-use crate::device::gemm::{Operand, gemm};
+use crate::device::gemm::{Operand, gemm, gemm_onto};
 use crate::for_float;
 use crate::tensor::{Arena, Tensor, TensorMut};
 
@@ -15,52 +16,85 @@ pub struct Saved {
     pub x: Tensor,
 }
 
+/// Whether adding a residual in the product of `x` moves fewer bytes than adding it in the norm that follows: on a GPU the
+/// sum takes the place of the product in memory (4 values an element move, not 5), on the CPU it would be one more pass.
+pub fn adds_in_place(x: &Tensor) -> bool {
+    x.device() != Device::Cpu
+}
+
 /// `x [N, I]`, `weight [O, I]` -> `[N, O]`.
 pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
+    product(arena, x, weight, None)
+}
+
+/// `x [N, I]`, `weight [O, I]`, `residual [N, O]` -> `[N, O]`.
+pub fn forward_onto(arena: &Arena, x: &Tensor, weight: &Tensor, residual: &Tensor) -> Tensor {
+    product(arena, x, weight, Some(residual))
+}
+
+fn product(arena: &Arena, x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Tensor {
     let ([n, i], [o, i_w]) = (x.shape().rows_cols(), weight.dims());
     assert_eq!(i, i_w, "input width of a linear layer");
-    if let Device::Gpu(gpu) = x.device() {
+    if x.device() != Device::Cpu {
         let mut y = Tensor::uninit(arena, [n, o], x.dtype());
-        let (x, w) = (Operand::new(x, n, i), Operand::new(weight, o, i));
-        gemm(gpu, &mut y.whole_mut(), x, w.t(), WriteMode::Overwrite);
+        let (a, b) = (Operand::new(x, n, i), Operand::new(weight, o, i).t());
+        match residual {
+            None => gemm(arena, &mut y.whole_mut(), a, b, WriteMode::Overwrite),
+            Some(residual) => gemm_onto(arena, &mut y.whole_mut(), residual, a, b, [1.0, 1.0]),
+        }
         return y;
     }
     let wide = x.dtype().accumulator();
     let (xw, ww) = (x.cast(arena, wide), weight.cast(arena, wide));
-    let mut y = Tensor::uninit(arena, [n, o], wide);
+    let (mut y, mode) = match residual {
+        None => (Tensor::uninit(arena, [n, o], wide), WriteMode::Overwrite),
+        Some(residual) => (residual.cast(arena, wide).into_unique(arena), WriteMode::Accumulate),
+    };
     for_float!(wide, F => {
         let (x, w) = (Mat::<F>::new(xw.as_slice(), n, i), Mat::new(ww.as_slice(), o, i));
-        matmul(y.as_mut_slice(), x, w.t(), WriteMode::Overwrite, Threads::All)
+        matmul(y.as_mut_slice(), x, w.t(), mode, Threads::All)
     });
     y.cast(arena, x.dtype())
 }
 
-/// `dy [N, O]` -> `dx [N, I]`; adds to `dweight [O, I]`.
+/// `dy [N, O]` -> `dx [N, I]`; adds to `dweight [O, I]`. The gradient of a residual is `dy` itself.
 pub fn backward(arena: &Arena, dweight: &mut TensorMut, dy: &Tensor, weight: &Tensor, saved: &Saved) -> Tensor {
-    let dtype = dy.dtype();
-    let ([n, o], [_, i]) = (dy.shape().rows_cols(), weight.dims());
-    if let Device::Gpu(gpu) = dy.device() {
-        let mut dx = Tensor::uninit(arena, [n, i], dtype);
-        let (dy, x, w) = (Operand::new(dy, n, o), Operand::new(&saved.x, n, i), Operand::new(weight, o, i));
-        gemm(gpu, dweight, dy.t(), x, WriteMode::Accumulate);
-        gemm(gpu, &mut dx.whole_mut(), dy, w, WriteMode::Overwrite);
-        return dx;
+    weight_gradient(arena, dweight, dy, &saved.x);
+    input_gradient(arena, dy, weight)
+}
+
+/// `dy [N, O]`, `x [N, I]`: adds `dy^T x` to `dweight [O, I]`.
+pub(super) fn weight_gradient(arena: &Arena, dweight: &mut TensorMut, dy: &Tensor, x: &Tensor) {
+    let ([n, o], [_, i]) = (dy.shape().rows_cols(), x.shape().rows_cols());
+    if dy.device() != Device::Cpu {
+        let (dy, x) = (Operand::new(dy, n, o), Operand::new(x, n, i));
+        return gemm(arena, dweight, dy.t(), x, WriteMode::Accumulate);
     }
-    let wide = dtype.accumulator();
-    let dyw = dy.cast(arena, wide);
-    let xw = saved.x.cast(arena, wide);
+    let wide = dy.dtype().accumulator();
+    let (dyw, xw) = (dy.cast(arena, wide), x.cast(arena, wide));
     for_float!(wide, F => {
         let (dy, x) = (Mat::<F>::new(dyw.as_slice(), n, o), Mat::new(xw.as_slice(), n, i));
         matmul(dweight.as_mut_slice(), dy.t(), x, WriteMode::Accumulate, Threads::All)
     });
-    drop(xw);
-    let ww = weight.cast(arena, wide);
+}
+
+/// `dy [N, O]`, `weight [O, I]` -> `dx [N, I]`.
+pub(super) fn input_gradient(arena: &Arena, dy: &Tensor, weight: &Tensor) -> Tensor {
+    let ([n, o], [_, i]) = (dy.shape().rows_cols(), weight.dims());
+    if dy.device() != Device::Cpu {
+        let mut dx = Tensor::uninit(arena, [n, i], dy.dtype());
+        let (dy, w) = (Operand::new(dy, n, o), Operand::new(weight, o, i));
+        gemm(arena, &mut dx.whole_mut(), dy, w, WriteMode::Overwrite);
+        return dx;
+    }
+    let wide = dy.dtype().accumulator();
+    let (dyw, ww) = (dy.cast(arena, wide), weight.cast(arena, wide));
     let mut dx = Tensor::uninit(arena, [n, i], wide);
     for_float!(wide, F => {
         let (dy, w) = (Mat::<F>::new(dyw.as_slice(), n, o), Mat::new(ww.as_slice(), o, i));
         matmul(dx.as_mut_slice(), dy, w, WriteMode::Overwrite, Threads::All)
     });
-    dx.cast(arena, dtype)
+    dx.cast(arena, dy.dtype())
 }
 
 /// Forward in plain loops: `x [n, i]`, `weight [o, i]`.

@@ -159,7 +159,7 @@ fn launch_forward(
         let count = rows.min(n - start);
         let x = Operand::new(&x.view(start * c, [count, c]), count, c);
         let targets = targets.view(start, [count]);
-        gemm(gpu, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
+        gemm(arena, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
         let (z, grid) = (logits.alias(), Grid::linear(count));
         let mut losses = losses.view_mut(start, [count]);
         let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale as f32);
@@ -174,8 +174,8 @@ fn launch_forward(
         if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
             let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);
             let dl = Operand::new(&dlogits, count, v);
-            gemm(gpu, &mut dx.view_mut(start * c, [count, c]), dl, weight, WriteMode::Overwrite);
-            gemm(gpu, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
+            gemm(arena, &mut dx.view_mut(start * c, [count, c]), dl, weight, WriteMode::Overwrite);
+            gemm(arena, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
         }
     }
     (losses, dx)

@@ -2,6 +2,7 @@
 
 use super::config::RunConfig;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
+use crate::device::gemm::PARTS_BYTES_MAX;
 use crate::model::{Gpt, ModelConfig};
 use crate::ops::lm_loss;
 use crate::tensor::Role;
@@ -86,7 +87,7 @@ pub fn gpu_arena_bytes(config: &RunConfig, model: &Gpt) -> usize {
         (3 * rows * cols + 2 * rows.min(cols).pow(2)) * size_of::<f32>()
     });
     let step = activation_bytes(config);
-    (step + step / 4).max(muon.max().unwrap_or(0)) + (16 << 20)
+    (step + step / 4).max(muon.max().unwrap_or(0)) + PARTS_BYTES_MAX + (2 << 20)
 }
 
 /// Elements that a block saves per token: two sums, two norms, packed rows (twice with QK-norm), attention's output, gate,

@@ -2,11 +2,10 @@
 //! change nothing, with the reason.
 
 use crate::ops::{gradients, ids, tensor};
-use nanochat_gpu::device::Device;
 use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
-use nanochat_gpu::device::gemm::{Operand, gemm};
+use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive};
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS};
 use nanochat_gpu::ops::attention::{self, Mask};
@@ -63,24 +62,23 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             bytes(&[grads.flat()])
         }
         "gemm_naive" => {
-            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
             let (a, b) = (at(arena, dtype, &[70, 40]), at(arena, dtype, &[40, 70]));
             let to = if kernel.ends_with("to_f32") { DType::F32 } else { dtype };
             let mut c = Tensor::uninit(arena, [70, 70], to);
             let (a, b) = (Operand::new(&a, 70, 40), Operand::new(&b, 40, 70));
-            gemm(gpu, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
+            gemm_naive(&mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
-        "gemm_mma" => {
-            // One block whose first warps have all their rows, and more steps along K than the pipeline has stages.
-            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
-            let [m, n, k] = [64, 40, 136];
+        "gemm_mma" | "gemm_mma_narrow" => {
+            // One block whose first warps have all their rows, and more steps along K than the pipeline has stages. Narrow
+            // copies: of 4 bytes, and of single elements through registers.
+            let [m, n, k] = if stem == "gemm_mma" { [64, 40, 136] } else { [64, 37, 134] };
             let (a, b) = (at(arena, dtype, &[m, k]), at(arena, dtype, &[k, n]));
             let to = if kernel.ends_with("to_f32") { DType::F32 } else { dtype };
             let mut c = Tensor::uninit(arena, [m, n], to);
             let a = if kernel.contains("_ak_") { Operand::new(&a, m, k) } else { Operand::new(&a, k, m).t() };
             let b = if kernel.contains("_bn_") { Operand::new(&b, k, n) } else { Operand::new(&b, n, k).t() };
-            gemm(gpu, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
+            gemm(arena, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
         "attention_naive" => {

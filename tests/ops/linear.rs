@@ -6,6 +6,30 @@ fn cases() {
     check(verify::products::linear);
 }
 
+/// Added to a residual, in f32 and bf16, on the CPU and in the simulator: as the sum in f64.
+#[test]
+fn onto_a_residual() {
+    for [n, i, o] in [[3, 7, 5], [65, 136, 200], [4, 1200, 24]] {
+        let check = |arena: &Arena, dtype: DType, unit: f64| {
+            let at = |name: &str, shape: [usize; 2]| {
+                tensor(arena, dtype, shape, &verify::normals(name, shape[0] * shape[1]))
+            };
+            let (x, w, r) = (at("linear x", [n, i]), at("linear w", [o, i]), at("linear r", [n, o]));
+            let y = linear::forward_onto(arena, &x, &w, &r);
+            let mut want = linear::reference(&x.to_f64(), &w.to_f64(), i);
+            want.iter_mut().zip(r.to_f64()).for_each(|(y, r)| *y += r);
+            verify::close(&format!("{n} {i} {o} {dtype}"), &y.to_f64(), &want, unit * (i as f64).sqrt()).unwrap();
+        };
+        for (dtype, unit) in [(DType::F32, 2f64.powi(-22)), (DType::Bf16, 2f64.powi(-8))] {
+            check(&Arena::new(1 << 24).unwrap(), dtype, unit);
+            for gpu in simulators() {
+                check(&Arena::scattered(gpu), dtype, unit);
+                gpu.synchronise().unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn the_weight_gradient_is_added_to_not_overwritten() {
     let arena = Arena::new(1 << 20).unwrap();

@@ -1,7 +1,8 @@
 //! The optimisers on a GPU: the same updates by kernels.
 
 use super::{Moments, Plan, Rule, adamw, muon};
-use crate::device::gemm::{Operand, gemm_scaled};
+use crate::device::cpu::WriteMode;
+use crate::device::gemm::{Operand, gemm, gemm_onto};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid};
 use crate::ops::grad_norm::{PARTIAL_ELEMS, launch_parts};
@@ -90,19 +91,18 @@ fn newton_schulz(gpu: &Gpu, arena: &Arena, mut x: Tensor) -> Tensor {
     launch_parts(gpu, &mut partial.whole_mut(), &x);
     let grid = Grid::elementwise(n, size_of::<f32>());
     launch::muon_fwd_normalise_f32(gpu, grid, x.ptr_mut(), partial.ptr(), parts, n);
-    let mut gram = Tensor::uninit(arena, [short, short], DType::F32);
+    let [mut gram, mut square] = [(); 2].map(|()| Tensor::uninit(arena, [short, short], DType::F32));
     for _ in 0..muon::ROUNDS {
         let m = Operand::new(&x, rows, cols);
         let (left, right) = if rows <= cols { (m, m.t()) } else { (m.t(), m) };
-        gemm_scaled(gpu, &mut gram.whole_mut(), left, right, 1.0, 0.0);
-        // The polynomial's products add to copies of what they multiply: B A + C A A, then A X + (...) X.
-        let mut square = gram.copy(arena);
+        gemm(arena, &mut gram.whole_mut(), left, right, WriteMode::Overwrite);
+        // The polynomial's products are added to what they multiply: B A + C A A, then A X + (...) X.
         let g = Operand::new(&gram, short, short);
-        gemm_scaled(gpu, &mut square.whole_mut(), g, g, muon::C as f32, muon::B as f32);
-        let mut next = x.copy(arena);
+        gemm_onto(arena, &mut square.whole_mut(), &gram, g, g, [muon::C as f32, muon::B as f32]);
+        let mut next = Tensor::uninit(arena, [rows, cols], DType::F32);
         let s = Operand::new(&square, short, short);
         let (left, right) = if rows <= cols { (s, m) } else { (m, s) };
-        gemm_scaled(gpu, &mut next.whole_mut(), left, right, 1.0, muon::A as f32);
+        gemm_onto(arena, &mut next.whole_mut(), &x, left, right, [1.0, muon::A as f32]);
         x = next;
     }
     x
