@@ -6,10 +6,9 @@
 // Saves gate_up. Grid: ceil(N F / 1024) (f32) or ceil(N F / 2048) (bf16) blocks of 256 threads, no shared memory; any size.
 // Must move 3 N F elements forward, 5 N F backward.
 #include "common/row.cuh"
+#include "common/swiglu.cuh"
 
 constexpr u32 THREADS = 256;
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <typename E, u32 W>
 __device__ __forceinline__ void forward(E* gy, const E* ggate_up, u32 n, u32 f) {
@@ -20,7 +19,7 @@ __device__ __forceinline__ void forward(E* gy, const E* ggate_up, u32 n, u32 f) 
         load_vector<W>(u, from + f);
 #pragma unroll
         for (u32 j = 0; j < W; j++) {
-            y[j] = g[j] * sigmoid(g[j]) * u[j];
+            y[j] = swiglu(g[j], u[j]);
         }
         store_vector<W>(gy + element, y);
     });
@@ -36,9 +35,7 @@ __device__ __forceinline__ void backward(E* gd, const E* ggate_up, const E* gdy,
         load_vector<W>(dy, gdy + element);
 #pragma unroll
         for (u32 j = 0; j < W; j++) {
-            const float s = sigmoid(g[j]);
-            du[j] = dy[j] * g[j] * s;
-            dg[j] = dy[j] * u[j] * s * (1.0f + g[j] * (1.0f - s));
+            swiglu_gradient(dg[j], du[j], g[j], u[j], dy[j]);
         }
         store_vector<W>(gd + at, dg);
         store_vector<W>(gd + at + f, du);

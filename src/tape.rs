@@ -6,7 +6,7 @@
 //! The tape knows ops and parameters; it knows no model.
 
 use crate::ops::rope::{Heads, QkNorm, Table};
-use crate::ops::{add, attention, embedding, linear, lm_loss, rmsnorm, rope, scale_grad, softcap, swiglu};
+use crate::ops::{add, attention, embedding, linear, lm_loss, mlp, rmsnorm, rope, scale_grad, softcap};
 use crate::tensor::{Arena, Grads, ParamId, Params, Span, Tensor};
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +37,13 @@ pub struct QkNormParams {
     pub eps: f64,
 }
 
+/// The matrices of a feed-forward layer: gate and up together, then down, in that order in the layout.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MlpParams {
+    pub gate_up: Span,
+    pub down: ParamId,
+}
+
 /// A stretch of a model that is computed again in backward instead of being saved.
 #[derive(Clone)]
 pub struct Segment {
@@ -56,12 +63,12 @@ impl fmt::Debug for Segment {
 #[derive(Debug)]
 pub enum Node {
     Embedding { y: VarId, table: ParamId, tokens: Tensor },
-    Linear { y: VarId, x: VarId, weight: Span, saved: linear::Saved },
+    Linear { y: VarId, x: VarId, weight: Span, residual: Option<VarId>, saved: linear::Saved },
     RmsNorm { y: VarId, x: VarId, gain: ParamId, saved: rmsnorm::Saved },
     AddRmsNorm { sum: VarId, y: VarId, residual: VarId, delta: VarId, gain: ParamId, saved: rmsnorm::Saved },
     Rope { y: VarId, x: VarId, heads: Heads, t: usize, table: Table, norm: Option<QkNormParams>, saved: rope::Saved },
     Attention { y: VarId, qkv: VarId, heads: Heads, t: usize, saved: attention::Saved },
-    SwiGlu { y: VarId, x: VarId, saved: swiglu::Saved },
+    Mlp { y: VarId, x: VarId, weights: MlpParams, residual: Option<VarId>, saved: mlp::Saved },
     Add { y: VarId, a: VarId, b: VarId },
     Softcap { y: VarId, x: VarId, saved: softcap::Saved },
     ScaleGrad { y: VarId, x: VarId, rho: f64 },
@@ -131,10 +138,20 @@ impl<'a> Tape<'a> {
 
     /// `x W^T`, with several matrices as one where `weight` spans them.
     pub fn linear(&mut self, x: &Var, weight: impl Into<Span>) -> Var {
+        self.linear_onto(x, weight, None)
+    }
+
+    /// `residual + x W^T`; without a residual as [`Tape::linear`].
+    pub fn linear_onto(&mut self, x: &Var, weight: impl Into<Span>, residual: Option<&Var>) -> Var {
         let weight = weight.into();
-        let y = linear::forward(self.arena, &x.value, &self.params.view(weight));
-        let y = self.var(y);
-        self.record(|| Node::Linear { y: y.id, x: x.id, weight, saved: linear::Saved { x: x.value.clone() } });
+        let value = self.params.view(weight);
+        let y = match residual {
+            Some(residual) => linear::forward_onto(self.arena, &x.value, &value, &residual.value),
+            None => linear::forward(self.arena, &x.value, &value),
+        };
+        let (y, residual) = (self.var(y), residual.map(|r| r.id));
+        let saved = || linear::Saved { x: x.value.clone() };
+        self.record(|| Node::Linear { y: y.id, x: x.id, weight, residual, saved: saved() });
         y
     }
 
@@ -183,11 +200,16 @@ impl<'a> Tape<'a> {
         y
     }
 
-    /// SwiGLU over rows of gate and up.
-    pub fn swiglu(&mut self, x: Var) -> Var {
-        let y = swiglu::forward(self.arena, &x.value);
-        let y = self.var(y);
-        self.record(|| Node::SwiGlu { y: y.id, x: x.id, saved: swiglu::Saved { gate_up: x.value } });
+    /// The feed-forward layer, added to a residual where there is one.
+    pub fn mlp(&mut self, x: Var, weights: MlpParams, residual: Option<&Var>) -> Var {
+        let keep = if self.recording { mlp::Keep::Everything } else { mlp::Keep::Nothing };
+        let (gate_up, down) = (self.params.view(weights.gate_up), self.params.view(weights.down));
+        let values = mlp::Weights { gate_up: &gate_up, down: &down };
+        let (y, saved) = mlp::forward(self.arena, x.value, values, residual.map(|r| &r.value), keep);
+        let (y, residual) = (self.var(y), residual.map(|r| r.id));
+        if let Some(saved) = saved {
+            self.record(|| Node::Mlp { y: y.id, x: x.id, weights, residual, saved });
+        }
         y
     }
 
@@ -286,6 +308,13 @@ impl<'a> Tape<'a> {
         self.adjoints[id.0 as usize] = Some(sum);
     }
 
+    /// The gradient of what was added to a product is that of the sum.
+    fn accumulate_residual(&mut self, residual: Option<VarId>, dsum: Tensor) {
+        if let Some(residual) = residual {
+            self.accumulate(residual, dsum);
+        }
+    }
+
     /// Dispatches to the op's backward. A value that nothing read has no gradient, and its node is skipped.
     fn backward_node(&mut self, node: Node) {
         let (arena, params) = (self.arena, self.params);
@@ -295,11 +324,12 @@ impl<'a> Tape<'a> {
                     embedding::backward(&mut self.grads().view_mut(table), &dy, &tokens);
                 }
             }
-            Node::Linear { y, x, weight, saved } => {
+            Node::Linear { y, x, weight, residual, saved } => {
                 if let Some(dy) = self.take(y) {
                     let value = params.view(weight);
                     let dx = linear::backward(arena, &mut self.grads().view_mut(weight), &dy, &value, &saved);
                     self.accumulate(x, dx);
+                    self.accumulate_residual(residual, dy);
                 }
             }
             Node::RmsNorm { y, x, gain, saved } => {
@@ -341,10 +371,14 @@ impl<'a> Tape<'a> {
                     self.accumulate(qkv, dqkv);
                 }
             }
-            Node::SwiGlu { y, x, saved } => {
+            Node::Mlp { y, x, weights, residual, saved } => {
                 if let Some(dy) = self.take(y) {
-                    let dx = swiglu::backward(arena, &dy, &saved);
+                    let (gate_up, down) = (params.view(weights.gate_up), params.view(weights.down));
+                    let [mut dgate_up, mut ddown] = self.grads().pair_mut(weights.gate_up, weights.down);
+                    let values = mlp::Weights { gate_up: &gate_up, down: &down };
+                    let dx = mlp::backward(arena, [&mut dgate_up, &mut ddown], &dy, values, saved);
                     self.accumulate(x, dx);
+                    self.accumulate_residual(residual, dy);
                 }
             }
             Node::Add { y, a, b } => {
@@ -394,10 +428,13 @@ impl fmt::Display for Tape<'_> {
             1 => name(s.first).to_string(),
             n => format!("{} (+{})", name(s.first), n - 1),
         };
+        let onto = |residual: &Option<VarId>| residual.map_or(String::new(), |r| format!(" + {r}"));
         for node in &self.nodes {
             match node {
                 Node::Embedding { y, table, .. } => writeln!(f, "{y} = embedding {}", name(*table)),
-                Node::Linear { y, x, weight, .. } => writeln!(f, "{y} = linear {x} {}", span(*weight)),
+                Node::Linear { y, x, weight, residual, .. } => {
+                    writeln!(f, "{y} = linear {x} {}{}", span(*weight), onto(residual))
+                }
                 Node::RmsNorm { y, x, gain, .. } => writeln!(f, "{y} = rmsnorm {x} {}", name(*gain)),
                 Node::AddRmsNorm { sum, y, residual, delta, gain, .. } => {
                     writeln!(f, "{sum}, {y} = add_rmsnorm {residual} {delta} {}", name(*gain))
@@ -406,7 +443,9 @@ impl fmt::Display for Tape<'_> {
                     writeln!(f, "{y} = rope {x}{}", norm.map_or(String::new(), |n| format!(" {}", name(n.q_gain))))
                 }
                 Node::Attention { y, qkv, .. } => writeln!(f, "{y} = attention {qkv}"),
-                Node::SwiGlu { y, x, .. } => writeln!(f, "{y} = swiglu {x}"),
+                Node::Mlp { y, x, weights: MlpParams { gate_up, down }, residual, .. } => {
+                    writeln!(f, "{y} = mlp {x} {} {}{}", span(*gate_up), name(*down), onto(residual))
+                }
                 Node::Add { y, a, b } => writeln!(f, "{y} = add {a} {b}"),
                 Node::Softcap { y, x, saved } => writeln!(f, "{y} = softcap {x} {}", saved.cap),
                 Node::ScaleGrad { y, x, rho } => writeln!(f, "{y} = scale_grad {x} {rho}"),

@@ -6,6 +6,7 @@ use crate::device::cpu::{self, Mat, Threads, WriteMode};
 use crate::device::gemm::{Operand, gemm};
 use crate::ops::linear;
 use crate::ops::lm_loss::{self, Gradients};
+use crate::ops::mlp::{self, Keep, Weights};
 use crate::tensor::{DType, ParamId, Tensor};
 
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
@@ -25,6 +26,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
         rows.extend(mechanisms.iter().map(|&(mechanism, layout)| gemm_row(dtype, mechanism, layout, shape)));
     }
     rows.extend(linear_rows(dtype, size.of([96, 128, 192], [2048, 384, 1152], [16_384, 768, 2304])));
+    rows.extend(mlp_rows(dtype, size.of([96, 64, 128], [2048, 384, 1024], [16_384, 768, 2048])));
     let [n, c] = size.of([64, 96], [2048, 384], [16_384, 768]);
     for v in size.of(vec![520], vec![4096, 32_768], vec![32_768]) {
         rows.extend(lm_loss_rows(dtype, [n, c, v]));
@@ -32,8 +34,47 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     rows
 }
 
+/// Two products forward, of widths C to 2F and F to C, and four backward. Forward moves x, the weights, gate and up, the hidden
+/// values twice, and y; both directions at least as much again, and the gradients of the weights in f32 both ways.
+fn mlp_work(dtype: DType, [n, c, f]: [usize; 3]) -> [Work; 2] {
+    let (size, product) = (dtype.size_bytes(), 6 * n * c * f);
+    let forward = size * (2 * n * c + 3 * c * f + 2 * n * f + 2 * n * f);
+    let both = 2 * forward + 2 * size_of::<f32>() * 3 * c * f;
+    [Work { bytes: forward, flops: product, tokens: 0 }, Work { bytes: both, flops: 3 * product, tokens: 0 }]
+}
+
+fn mlp_rows(dtype: DType, shape @ [n, c, f]: [usize; 3]) -> [Row; 2] {
+    let extents = [("N", n), ("C", c), ("F", f)];
+    let [forward, both] = mlp_work(dtype, shape);
+    let inputs = move |stage: &Stage| {
+        (stage.normals([n, c], dtype), stage.normals([2 * f, c], dtype), stage.normals([c, f], dtype))
+    };
+    [
+        Row::new(["mlp", "fwd", mechanism(dtype)], dtype, &extents, forward, move |stage| {
+            let ((x, gate_up, down), arena) = (inputs(stage), stage.arena.clone());
+            Box::new(move || {
+                let weights = Weights { gate_up: &gate_up, down: &down };
+                vec![mlp::forward(&arena, x.clone(), weights, None, Keep::Nothing).0]
+            })
+        }),
+        // Backward consumes what forward saved, so both are timed.
+        Row::new(["mlp", "fwd_bwd", mechanism(dtype)], dtype, &extents, both, move |stage| {
+            let ((x, gate_up, down), arena) = (inputs(stage), stage.arena.clone());
+            let (dy, mut grads) = (stage.normals([n, c], dtype), stage.grads(dtype, &[&[2 * f, c], &[c, f]]));
+            Box::new(move || {
+                let weights = Weights { gate_up: &gate_up, down: &down };
+                let (y, saved) = mlp::forward(&arena, x.clone(), weights, None, Keep::Everything);
+                let [mut dgate_up, mut ddown] = grads.pair_mut(ParamId(0), ParamId(1));
+                let saved = saved.expect("everything is kept");
+                let dx = mlp::backward(&arena, [&mut dgate_up, &mut ddown], &dy, weights, saved);
+                vec![y, dx, grads.flat().clone()]
+            })
+        }),
+    ]
+}
+
 /// Whether A's columns and B's rows lie side by side in memory (`ak`, `bk`), or the other way round (`am`, `bn`); whether
-/// 16-byte accesses are aligned, without which tensor cores are not used.
+/// 16-byte accesses are aligned, without which copies are narrow.
 #[derive(Clone, Copy)]
 struct Lies {
     a_along_k: bool,
@@ -47,13 +88,13 @@ const fn lies(a_along_k: bool, b_along_k: bool, aligned: bool) -> Lies {
 
 const PLAIN: [(&str, Lies); 1] = [("naive_tiled", lies(true, true, true))];
 
-/// Every layout, then the plain twin.
+/// Every layout, then rows at odd addresses.
 const TENSOR_CORES: [(&str, Lies); 5] = [
     ("mma_ak_bk", lies(true, true, true)),
     ("mma_ak_bn", lies(true, false, true)),
     ("mma_am_bk", lies(false, true, true)),
     ("mma_am_bn", lies(false, false, true)),
-    ("naive_tiled", lies(true, true, false)),
+    ("mma_narrow_ak_bk", lies(true, true, false)),
 ];
 
 /// Every element of A and B read and of C written once; `2 M N K` operations.
@@ -73,7 +114,7 @@ fn gemm_run(stage: &Stage, dtype: DType, lies: Lies, [m, n, k]: [usize; 3]) -> R
     // One element further on no 16-byte access is aligned.
     let first = usize::from(!lies.aligned);
     let [a, b] = [m * k, k * n].map(|elems| stage.normals([elems + first], dtype).view(first, [elems]));
-    let Device::Gpu(gpu) = stage.device() else {
+    if let Device::Cpu = stage.device() {
         return Box::new(move || {
             let wide = dtype.accumulator();
             let [a, b] = [&a, &b].map(|x| x.cast(&arena, wide));
@@ -84,12 +125,12 @@ fn gemm_run(stage: &Stage, dtype: DType, lies: Lies, [m, n, k]: [usize; 3]) -> R
             cpu::matmul(c.as_mut_slice(), a, b, WriteMode::Overwrite, Threads::All);
             vec![c.cast(&arena, dtype)]
         });
-    };
+    }
     Box::new(move || {
         let mut c = Tensor::uninit(&arena, [m, n], dtype);
         let left = if lies.a_along_k { Operand::new(&a, m, k) } else { Operand::new(&a, k, m).t() };
         let right = if lies.b_along_k { Operand::new(&b, n, k).t() } else { Operand::new(&b, k, n) };
-        gemm(gpu, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
+        gemm(&arena, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
         vec![c]
     })
 }

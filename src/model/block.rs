@@ -1,12 +1,13 @@
 //! One block: attention and SwiGLU, each behind a norm, each added to the stream.
 //!
 //! `a = h + Wo attention(rope(qn(Wq n(h))), rope(kn(Wk n(h))), Wv n(h))`, `h' = a + Wd (silu(Wg n(a)) * (Wu n(a)))`.
-//! The last addition is left pending, so that the next norm can be fused with it.
+//! Where a product cannot add to the stream for fewer bytes, the addition is left pending, and the next norm does it.
 
 use super::{KvCache, ModelConfig};
 use crate::ops::attention::{self, Mask};
+use crate::ops::linear;
 use crate::ops::rope::Table;
-use crate::tape::{QkNormParams, Tape, Var};
+use crate::tape::{MlpParams, QkNormParams, Tape, Var};
 use crate::tensor::{Layout, ParamId, Role, Span, Tensor};
 
 /// The parameters of a block.
@@ -18,8 +19,7 @@ pub struct Block {
     qk_norm: Option<QkNormParams>,
     output: ParamId,
     mlp_gain: ParamId,
-    gate_up: Span,
-    down: ParamId,
+    mlp: MlpParams,
 }
 
 /// The residual stream: a value, and what is still to be added to it.
@@ -32,6 +32,16 @@ impl Stream {
     /// A stream with nothing pending.
     pub fn new(h: Var) -> Stream {
         Stream { residual: h, delta: None }
+    }
+
+    /// The settled stream `h` and what `layer` adds to it: in its last product, given the residual, where that moves fewer
+    /// bytes.
+    fn plus(tape: &mut Tape, h: Var, layer: impl FnOnce(&mut Tape, Option<&Var>) -> Var) -> Stream {
+        if linear::adds_in_place(h.value()) {
+            return Stream::new(layer(tape, Some(&h)));
+        }
+        let delta = layer(tape, None);
+        Stream { residual: h, delta: Some(delta) }
     }
 
     /// The stream as one value.
@@ -80,7 +90,7 @@ impl Block {
             eps: config.norm_eps,
         });
         let (qkv, gate_up) = (Span { first: q, count: 3 }, Span { first: gate, count: 2 });
-        Block { layer, attention_gain, qkv, qk_norm, output, mlp_gain, gate_up, down }
+        Block { layer, attention_gain, qkv, qk_norm, output, mlp_gain, mlp: MlpParams { gate_up, down } }
     }
 
     /// Runs over rows of `t` tokens, or over the next `t` tokens of a cached sequence.
@@ -111,14 +121,10 @@ impl Block {
                 tape.input(out.cast(arena, dtype))
             }
         };
-        let delta = tape.linear(&attended, self.output);
+        let stream = Stream::plus(tape, h, |tape, residual| tape.linear_onto(&attended, self.output, residual));
         drop(attended);
-        let (h, x) = Stream { residual: h, delta: Some(delta) }.norm(tape, self.mlp_gain, config.norm_eps);
-        let gate_up = tape.linear(&x, self.gate_up);
-        drop(x);
-        let hidden = tape.swiglu(gate_up);
-        let delta = tape.linear(&hidden, self.down);
-        Stream { residual: h, delta: Some(delta) }
+        let (h, x) = stream.norm(tape, self.mlp_gain, config.norm_eps);
+        Stream::plus(tape, h, |tape, residual| tape.mlp(x, self.mlp, residual))
     }
 }
 

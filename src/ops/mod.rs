@@ -2,7 +2,7 @@
 //!
 //! An op takes and returns tensors and knows no model and no tape. Row-wise ops compute while loading from the storage
 //! type; ops built on matrix products widen bf16 first on the CPU. Each direction asks its tensors for the device and computes here,
-//! or launches the kernels of `kernels/OP.cu`. `N` is rows (batch x length), other letters as in `kernels/README.md`.
+//! or launches the kernels of `kernels/OP.cu` (matrix products those of `device::gemm`). `N` is rows (batch x length), other letters as in `kernels/README.md`.
 
 pub mod add;
 pub mod attention;
@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod grad_norm;
 pub mod linear;
 pub mod lm_loss;
+pub mod mlp;
 pub mod rmsnorm;
 pub mod rope;
 pub mod scale_grad;

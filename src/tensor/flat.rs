@@ -210,8 +210,8 @@ impl Grads {
         self.flat.view_mut(offset, shape)
     }
 
-    /// The gradients of two parameters, `first` lying before `second`.
-    pub fn pair_mut(&mut self, first: ParamId, second: ParamId) -> [TensorMut<'_>; 2] {
+    /// The gradients of two parameters or stacks of them, `first` lying before `second`.
+    pub fn pair_mut(&mut self, first: impl Into<Span>, second: impl Into<Span>) -> [TensorMut<'_>; 2] {
         self.flat.view_mut_pair(self.layout.span(first.into()), self.layout.span(second.into()))
     }
 

@@ -40,6 +40,7 @@ pub const FAMILIES: &[Family] = &[
     on_device("fill", state::fill_on),
     on_device("gemm", products::gemm_on),
     cases("linear", products::linear),
+    cases("mlp", products::mlp),
     cases("attention", attention::attention),
     on_device("attention_flash", attention::flash_on),
     on_device("kv_cache", state::kv_cache_on),

@@ -4,6 +4,7 @@ use super::{Cases, Check, Extent, OpCase, Outcome, at, close, gradient, grads, i
 use crate::device::cpu::WriteMode;
 use crate::device::gemm::{Operand, gemm, gemm_onto};
 use crate::device::gpu::Gpu;
+use crate::ops::mlp::{self, Keep, Weights};
 use crate::ops::{linear, lm_loss};
 use crate::tensor::{Arena, DType, ParamId, Tensor};
 
@@ -24,6 +25,49 @@ pub fn linear(extent: Extent, check: Check) -> Cases {
                 Outcome { output: y.to_f64(), gradients: vec![dx.to_f64(), gradient(&grads, 0)] }
             },
             reference: &|inputs| linear::reference(&inputs[0], &inputs[1], i),
+        })
+    })
+}
+
+/// The feed-forward layer, `[N, C, F]`, with and without a residual; the last three take the fused kernels in bf16 (tiles full
+/// and not, more than one each way). What it makes does not depend on what is kept of it.
+pub fn mlp(extent: Extent, check: Check) -> Cases {
+    const SIZES: [[usize; 3]; 6] = [[1, 1, 1], [3, 7, 5], [17, 33, 20], [5, 8, 16], [131, 40, 72], [140, 72, 200]];
+    let with = |&size: &[usize; 3]| [false, true].map(|onto| (size, onto));
+    pick(&SIZES, 4, extent).flat_map(with).try_for_each(|([n, c, f], onto)| {
+        let scaled = |name: &str, elems: usize, terms: usize| -> Vec<f64> {
+            normals(name, elems).iter().map(|w| w / (terms as f64).sqrt()).collect()
+        };
+        check(&OpCase {
+            name: format!("mlp {n}x{c} over {f}, residual {onto}"),
+            inputs: vec![
+                normals("mlp x", n * c),
+                scaled("mlp gate up", 2 * f * c, c),
+                scaled("mlp down", c * f, f),
+                normals("mlp residual", if onto { n * c } else { 1 }),
+            ],
+            longest_sum: n.max(2 * f).max(c),
+            run: &|arena, dtype, inputs, dy| {
+                let x = at(arena, dtype, [n, c], &inputs[0]);
+                let (gate_up, down) = (at(arena, dtype, [2 * f, c], &inputs[1]), at(arena, dtype, [c, f], &inputs[2]));
+                let weights = Weights { gate_up: &gate_up, down: &down };
+                let residual = onto.then(|| at(arena, dtype, [n, c], &inputs[3]));
+                let (y, saved) = mlp::forward(arena, x.clone(), weights, residual.as_ref(), Keep::Everything);
+                let (same, nothing) = mlp::forward(arena, x, weights, residual.as_ref(), Keep::Nothing);
+                assert!(nothing.is_none() && same.to_bytes() == y.to_bytes(), "nothing kept, other bits");
+                let mut grads = grads(arena, dtype, &[gate_up.shape(), down.shape()]);
+                let [mut dgate_up, mut ddown] = grads.pair_mut(ParamId(0), ParamId(1));
+                let (dy, saved) = (at(arena, dtype, [n, c], dy), saved.expect("everything is kept"));
+                let dx = mlp::backward(arena, [&mut dgate_up, &mut ddown], &dy, weights, saved);
+                let dresidual = if onto { dy.to_f64() } else { vec![0.0] };
+                let gradients = vec![dx.to_f64(), gradient(&grads, 0), gradient(&grads, 1), dresidual];
+                Outcome { output: y.to_f64(), gradients }
+            },
+            reference: &|inputs| {
+                let y = mlp::reference(&inputs[0], &inputs[1], &inputs[2], c);
+                let residual = |i: usize| if onto { inputs[3][i] } else { 0.0 };
+                y.iter().enumerate().map(|(i, y)| y + residual(i)).collect()
+            },
         })
     })
 }

@@ -9,6 +9,7 @@ use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive};
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS};
 use nanochat_gpu::ops::attention::{self, Mask};
+use nanochat_gpu::ops::mlp::{self, Keep, Weights};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
 use nanochat_gpu::ops::{embedding, grad_norm, lm_loss, rmsnorm, rope};
 use nanochat_gpu::tensor::{Arena, DType, ParamId, Tensor};
@@ -80,6 +81,20 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let b = if kernel.contains("_bn_") { Operand::new(&b, k, n) } else { Operand::new(&b, n, k).t() };
             gemm(arena, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
+        }
+        "mlp" => {
+            let [n, c, f] = [64, 136, 72];
+            let (x, gate_up, down) =
+                (at(arena, dtype, &[n, c]), at(arena, dtype, &[2 * f, c]), at(arena, dtype, &[c, f]));
+            let weights = Weights { gate_up: &gate_up, down: &down };
+            let (_, saved) = mlp::forward(arena, x, weights, None, Keep::Everything);
+            let saved = saved.expect("everything is kept");
+            let first = bytes(&[&saved.gate_up, &saved.hidden]);
+            let mut grads = gradients(arena, dtype, &[gate_up.shape(), down.shape()]);
+            let [mut dgate_up, mut ddown] = grads.pair_mut(ParamId(0), ParamId(1));
+            let dy = at(arena, dtype, &[n, c]);
+            let dx = mlp::backward(arena, [&mut dgate_up, &mut ddown], &dy, weights, saved);
+            [first, bytes(&[&dx, grads.flat()])].concat()
         }
         "attention_naive" => {
             let (heads, t) = (Heads { h: 2, g: 1, d: 6 }, 150);

@@ -177,11 +177,9 @@ fn the_tape_prints_and_is_empty_afterwards() {
 %4 = attention %3
 %5 = linear %4 model.layers.0.self_attn.o_proj.weight
 %6, %7 = add_rmsnorm %0 %5 model.layers.0.post_attention_layernorm.weight
-%8 = linear %7 model.layers.0.mlp.gate_proj.weight (+1)
-%9 = swiglu %8
-%10 = linear %9 model.layers.0.mlp.down_proj.weight
-%11, %12 = add_rmsnorm %6 %10 model.norm.weight
-lm_loss %12
+%8 = mlp %7 model.layers.0.mlp.gate_proj.weight (+1) model.layers.0.mlp.down_proj.weight
+%9, %10 = add_rmsnorm %6 %8 model.norm.weight
+lm_loss %10
 ";
     assert_eq!(tape.to_string(), expected);
     tape.backward();

@@ -7,6 +7,7 @@ mod embedding;
 mod grad_norm;
 mod linear;
 mod lm_loss;
+mod mlp;
 mod rmsnorm;
 mod rope;
 mod scale_grad;
