@@ -50,8 +50,10 @@ fn main() {
 
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let sources = read_sources(Path::new("kernels"));
-    let compiled = match find_nvcc() {
-        Some(nvcc) => compile_all(&nvcc, &sources, &out),
+    let nvcc = find_nvcc();
+    let version = nvcc.as_deref().map(version).unwrap_or_default();
+    let compiled = match nvcc {
+        Some(nvcc) => compile_all(&nvcc, &version, &sources, &out),
         None => {
             println!(
                 "cargo:warning=nvcc was not found: no kernels inside this binary; it computes on the CPU, and on a card through NVRTC. Run tools/get-nvcc and touch build.rs for the kernels and the simulator"
@@ -63,7 +65,7 @@ fn main() {
         check_against_ptx(unit, &sources);
     }
     write_if_changed(&out.join("launch.rs"), &launchers(&sources));
-    write_if_changed(&out.join("modules.rs"), &tables(&sources, &compiled));
+    write_if_changed(&out.join("modules.rs"), &tables(&sources, &compiled, &version));
 }
 
 /// Ends the build with a message that cargo shows as it is.
@@ -137,15 +139,19 @@ fn find_nvcc() -> Option<PathBuf> {
     home.into_iter().chain(on_path).chain(usual).find(|candidate| candidate.is_file())
 }
 
+/// What nvcc says of itself.
+fn version(nvcc: &Path) -> String {
+    let said = Command::new(nvcc).arg("--version").output().map(|out| out.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
 /// Compiles every file for every architecture, several at a time.
-fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Vec<Compiled> {
+fn compile_all(nvcc: &Path, version: &str, sources: &[Source], out: &Path) -> Vec<Compiled> {
     let archs = std::env::var("NANOCHAT_CUDA_ARCHS").unwrap_or(ARCHS.into());
     let archs: Vec<&str> = archs.split(',').map(str::trim).filter(|arch| !arch.is_empty()).collect();
     if let Some(wrong) = archs.iter().find(|arch| !arch.starts_with("sm_")) {
         fail(&format!("NANOCHAT_CUDA_ARCHS names {wrong}; write architectures like {ARCHS}"));
     }
-    let version = Command::new(nvcc).arg("--version").output().map(|out| out.stdout).unwrap_or_default();
-    let version = String::from_utf8_lossy(&version).into_owned();
     let jobs: Vec<(&Source, &str)> = sources.iter().flat_map(|s| archs.iter().map(move |a| (s, *a))).collect();
     let queue = Mutex::new(jobs.into_iter());
     let done = Mutex::new(Vec::new());
@@ -154,7 +160,7 @@ fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Vec<Compiled> {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some((source, arch)) = { queue.lock().expect("queue").next() } {
-                    let unit = compile(nvcc, &version, source, arch, out);
+                    let unit = compile(nvcc, version, source, arch, out);
                     done.lock().expect("results").push(unit);
                 }
             });
@@ -273,10 +279,17 @@ fn rust(scalar: Scalar) -> &'static str {
     }
 }
 
-/// `modules.rs`: the kernels, the compiled modules, what ptxas reported, and the sources for NVRTC.
-fn tables(sources: &[Source], compiled: &[Compiled]) -> String {
+/// `modules.rs`: the compiler's release, the kernels, the compiled modules, what ptxas reported, and the sources for NVRTC.
+fn tables(sources: &[Source], compiled: &[Compiled], version: &str) -> String {
     let root = std::env::current_dir().unwrap_or_else(|error| fail(&format!("the working folder: {error}")));
-    let mut text = String::from("pub static KERNELS: &[Kernel] = &[\n");
+    // `Cuda compilation tools, release 13.0, V13.0.88`
+    let release = version
+        .split(|c: char| c.is_whitespace() || c == ',')
+        .find_map(|word| word.strip_prefix('V').filter(|number| number.starts_with(|c: char| c.is_ascii_digit())));
+    let mut text = format!(
+        "/// The release of nvcc that compiled the kernels; empty without one.\npub static COMPILER: &str = {:?};\n\npub static KERNELS: &[Kernel] = &[\n",
+        release.unwrap_or_default()
+    );
     for source in sources {
         for Signature { name, line, threads, blocks_min, params } in &source.kernels {
             let params: Vec<&str> = params.iter().map(|param| &param.name[..]).collect();

@@ -34,12 +34,12 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     rows
 }
 
-/// Two products forward, of widths C to 2F and F to C, and four backward. Forward moves x, the weights, gate and up, the hidden
-/// values twice, and y; both directions at least as much again, and the gradients of the weights in f32 both ways.
+/// Two products forward, of widths C to 2F and F to C, and four backward. Forward moves x, the weights, the hidden values twice,
+/// and y; both directions also gate and up, twice as much of the rest, and the gradients of the weights in f32 both ways.
 fn mlp_work(dtype: DType, [n, c, f]: [usize; 3]) -> [Work; 2] {
     let (size, product) = (dtype.size_bytes(), 6 * n * c * f);
-    let forward = size * (2 * n * c + 3 * c * f + 2 * n * f + 2 * n * f);
-    let both = 2 * forward + 2 * size_of::<f32>() * 3 * c * f;
+    let forward = size * (2 * n * c + 3 * c * f + 2 * n * f);
+    let both = 2 * forward + size * 4 * n * f + 2 * size_of::<f32>() * 3 * c * f;
     [Work { bytes: forward, flops: product, tokens: 0 }, Work { bytes: both, flops: 3 * product, tokens: 0 }]
 }
 

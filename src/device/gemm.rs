@@ -91,7 +91,8 @@ pub fn gemm_naive(c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
 /// Blocks that run at the same time: two on each of the 108 multiprocessors of an A100; an H100 has more. One number for all
 /// devices, so that they sum in the same order.
 const BLOCKS_AT_ONCE: usize = 216;
-/// Steps along K that are worth a part of their own: 512 of K, four times the traffic of the part's sums through memory.
+/// Steps along K that are worth a part of their own: 512 of K, whose operands are twice the traffic of the part's sums, which
+/// go to memory and back.
 const PART_STEPS: usize = 16;
 
 /// Parts that the tensor cores cut K into, a function of the sizes alone: more than one where C has too few tiles for all

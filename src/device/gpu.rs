@@ -368,6 +368,27 @@ mod tests {
     }
 
     #[test]
+    fn sizes_that_no_launch_takes_are_refused_before_anything_runs() {
+        let Some(gpu) = gpu(|_| ()) else { return };
+        let (x, y) = (upload(gpu, &[1.0; 8]), upload(gpu, &[7.0; 8]));
+        let (tall, smem) =
+            (Grid { blocks: [1, 1 << 16, 1], smem_bytes: 0 }, Grid { blocks: [1; 3], smem_bytes: 1 << 20 });
+        let cases = [
+            (Grid::linear(1), 1 << 32, "n is beyond 32 bits; use fewer rows"),
+            (tall, 2, "more blocks than"),
+            (Grid { blocks: [1, 1, 1 << 16], smem_bytes: 0 }, 2, "more blocks than"),
+            (smem, 2, "shared memory"),
+        ];
+        for (grid, n, reason) in cases {
+            launch::swiglu_fwd_vector_f32(gpu, grid, PtrMut::new(y), Ptr::new(x), n, 2);
+            let error = gpu.synchronise().unwrap_err().to_string();
+            assert!(error.contains("swiglu_fwd_vector_f32") && error.contains(reason), "{error}");
+        }
+        assert!(gpu.take_counts().is_empty());
+        assert_eq!(download(gpu, y, 8), [7.0; 8]);
+    }
+
+    #[test]
     fn out_of_memory_names_the_numbers_and_leaves_the_device_usable() {
         let Some(gpu) = gpu(|o| o.memory_bytes = 4 << 20) else { return };
         let big = gpu.allocate(3 << 20);

@@ -132,12 +132,4 @@ mod tests {
             ["sm_80", "sm_80", "sm_90a", "sm_80", "sm_80"]
         );
     }
-
-    #[test]
-    fn no_kernel_spills_or_has_notes() {
-        for usage in USAGE {
-            assert!(usage.spill_bytes == 0 && usage.notes.is_empty() && usage.registers > 0, "{usage:?}");
-        }
-        assert!(MODULES.is_empty() || USAGE.len() >= KERNELS.len());
-    }
 }

@@ -1,12 +1,10 @@
 //! Matrix products: all layouts, sizes that divide nothing, rows at every alignment, K in parts, and what is added.
 
-use crate::ops::{simulators, tensor};
+use crate::ops::{hopper, simulators, tensor};
 use nanochat_gpu::device::cpu::WriteMode;
-use nanochat_gpu::device::driver::Capability;
-use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive, gemm_onto, parts_of_k};
 use nanochat_gpu::device::gpu::Gpu;
-use nanochat_gpu::device::modules::{KERNELS, MODULES};
+use nanochat_gpu::device::modules::KERNELS;
 use nanochat_gpu::tensor::{Arena, DType, Tensor};
 use nanochat_gpu::verify::{close, normals};
 
@@ -155,11 +153,7 @@ fn the_twin_on_plain_cores() {
 /// The PTX for compute capability 9.0, in its simulated tensor cores.
 #[test]
 fn the_modules_for_hopper() {
-    if !MODULES.iter().any(|module| module.arch == "sm_90a") {
-        return; // built without nvcc, or for other architectures
-    }
-    let capability = Capability { major: 9, minor: 0 };
-    let gpu = Gpu::sim(SimOptions { capability, ..SimOptions::checked() }).unwrap();
+    let Some(gpu) = hopper() else { return };
     for size in [[97, 33, 65], [136, 264, 72], [68, 132, 100], [24, 40, 1128]] {
         for case in TYPES.map(|types| Case::new(size, types)) {
             for layout in LAYOUTS {

@@ -9,10 +9,11 @@ fn cases() {
     check(verify::products::mlp);
 }
 
-/// The fused kernels round where the separate ones do, so every bit is the same; and they meet no bank conflict.
+/// The fused kernels round where the separate ones do, so every bit is the same, on both architectures; and they meet no bank
+/// conflict.
 #[test]
 fn fused_is_as_in_separate_kernels() {
-    for gpu in simulators() {
+    for gpu in simulators().into_iter().chain(hopper()) {
         for [n, c, f] in [[131, 40, 72], [140, 72, 200]] {
             let arena = Arena::scattered(gpu);
             let at = |name, shape: [usize; 2]| tensor(&arena, DType::Bf16, shape, &normals(name, shape[0] * shape[1]));

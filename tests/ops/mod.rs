@@ -14,6 +14,7 @@ mod scale_grad;
 mod softcap;
 mod swiglu;
 
+use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::MODULES;
@@ -44,6 +45,13 @@ pub fn simulators() -> Vec<&'static Gpu> {
             .collect();
     }
     OPENED.with(Clone::clone)
+}
+
+/// A simulated GPU of compute capability 9.0 with all checkers on; none where this build has no kernels for it.
+pub fn hopper() -> Option<&'static Gpu> {
+    let capability = Capability { major: 9, minor: 0 };
+    let options = SimOptions { capability, ..SimOptions::checked() };
+    MODULES.iter().any(|module| module.arch == "sm_90a").then(|| Gpu::sim(options).unwrap())
 }
 
 /// Checks all cases of an op on the CPU and in the simulator and says what failed.

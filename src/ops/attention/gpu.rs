@@ -34,6 +34,12 @@ const FLASH_DELTA_ROWS: usize = 32;
 /// lse, delta and first key of two tiles of 32 passing queries.
 const FLASH_NUMBERS_BYTES: usize = 2 * 3 * 32 * size_of::<f32>();
 
+/// Dynamic shared memory of the flash kernels for heads of width `d`: of those over tiles of queries, and over tiles of keys.
+pub fn flash_smem_bytes(d: usize) -> [usize; 2] {
+    let tiles = 4 * FLASH_TILE * d * size_of::<bf16>();
+    [tiles, tiles + FLASH_NUMBERS_BYTES]
+}
+
 /// The head width of the flash kernels where they serve: bf16 rows that start at multiples of 16 bytes.
 fn flash_width(d: usize, strides: [usize; 2], tensors: &[&Tensor]) -> Option<usize> {
     let fits = |x: &&Tensor| x.dtype() == DType::Bf16 && x.ptr::<bf16>().is_aligned(16);
@@ -59,7 +65,7 @@ impl Forward<'_> {
     fn launch(&self, out: &mut Tensor, lse: PtrMut<f32>, starts: Ptr<u32>) {
         let Forward { q, k, v, heads: Heads { h, g, d }, b, t, s, strides: [q_stride, kv_stride], .. } = *self;
         let (gpu, window, past, scale) = (gpu_of(q), self.window.unwrap_or(0), s - t, scale(d));
-        let tiles = Grid { blocks: [t.div_ceil(FLASH_TILE), h, b], smem_bytes: 4 * FLASH_TILE * d * size_of::<bf16>() };
+        let tiles = Grid { blocks: [t.div_ceil(FLASH_TILE), h, b], smem_bytes: flash_smem_bytes(d)[0] };
         let rows = Grid { blocks: [t, h, b], smem_bytes: s * size_of::<f32>() };
         macro_rules! run {
             ($kernel:ident, $grid:ident $(, $width:ident)?) => {
@@ -217,9 +223,9 @@ fn backward_flash(
     let Saved { qkv, out, lse, mask } = saved;
     let (Heads { h, g, d }, [n, row], gpu) = (heads, qkv.shape().rows_cols(), gpu_of(dout));
     let (b, tiles, window, scale) = (n / t, t.div_ceil(FLASH_TILE), mask.window.unwrap_or(0), scale(d));
-    let tiles_bytes = 4 * FLASH_TILE * d * size_of::<bf16>();
-    let queries = Grid { blocks: [tiles, h, b], smem_bytes: tiles_bytes };
-    let keys = Grid { blocks: [tiles, g, b], smem_bytes: tiles_bytes + FLASH_NUMBERS_BYTES };
+    let [queries_bytes, keys_bytes] = flash_smem_bytes(d);
+    let queries = Grid { blocks: [tiles, h, b], smem_bytes: queries_bytes };
+    let keys = Grid { blocks: [tiles, g, b], smem_bytes: keys_bytes };
     let per_head = n * h;
     let delta_rows = Grid::over(per_head, FLASH_DELTA_ROWS);
     launch::attention_flash_bwd_delta_rows_bf16(
