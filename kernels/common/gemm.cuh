@@ -33,7 +33,7 @@ struct Matrix {
     u32 extent;
 };
 
-// The columns of C (or rows) of a tile: neighbours.
+// Rows of A, or columns of B, that follow each other.
 struct From {
     u32 first;
     __device__ __forceinline__ u32 operator()(u32 i) const { return first + i; }
