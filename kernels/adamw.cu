@@ -1,8 +1,10 @@
 // AdamW on a range of the flat buffers: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w = w keep - rate m / (sqrt(v) root + eps).
 //
 //   w, m, v  [n]  f32, read and overwritten
-//   g        [n]  f32, times `factor` (clipping)
-//   keep = 1 - lr decay, rate = lr / (1 - b1^n), root = 1 / sqrt(1 - b2^n), formed by the host in f64
+//   g        [n]  f32, times the factor of the verdict (clipping)
+//   verdict  [2]  f32: factor, and 0 when nothing is to be updated
+//   rates    [3]  f32: keep = 1 - lr decay, rate = lr / (1 - b1^n), root = 1 / sqrt(1 - b2^n), formed by the host in f64
+// What changes from step to step lies in memory, so that recorded launches can be done again.
 // Grid: ceil(n / 1024) blocks of 256 threads, no shared memory; any n. Must move 7 n elements (28 bytes each parameter).
 #include "common/elementwise.cuh"
 
@@ -17,8 +19,11 @@ struct AdamW {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 4) adamw_fwd_vector_f32(float* w, float* m, float* v, const float* g, float factor, float b1, float b2, float c1, float c2, float keep, float rate, float root, float eps, u64 n) {
-    const AdamW adamw = {factor, b1, b2, c1, c2, keep, rate, root, eps};
+extern "C" __global__ void __launch_bounds__(256, 4) adamw_fwd_vector_f32(float* w, float* m, float* v, const float* g, const float* verdict, const float* rates, float b1, float b2, float c1, float c2, float eps, u64 n) {
+    if (verdict[1] == 0.0f) {
+        return;
+    }
+    const AdamW adamw = {verdict[0], b1, b2, c1, c2, rates[0], rates[1], rates[2], eps};
     const u64 first = static_cast<u64>(blockIdx.x) * (4 * ELEMENTWISE_THREADS);
     if (first + 4 * ELEMENTWISE_THREADS <= n && aligned(16, w, m, v, g)) {
         const u64 i = first + threadIdx.x * 4;

@@ -4,6 +4,7 @@
 //   loss     [N]     f32, =; 0 where the target is ignored, NaN where it is neither that nor below V
 //   dlogits  [N, V]  f32 or bf16, =, or null; zeros where the target is ignored; f32 may be logits
 //   logits   [N, V]  f32, before the soft-cap;  targets [N] u32;  cap 0: none
+//   scale    [1]     f32; not read where dlogits is null
 // Saves nothing: the gradient is formed at once. Grid: N blocks of 256 threads, 256 bytes of shared memory; any size.
 // Reads the logits twice (the second time mostly from L2), writes them once.
 // Learnt from: llm.c (fused classifier), Liger Kernel (gradient in the forward pass).
@@ -26,8 +27,8 @@ __device__ __forceinline__ Softmax join(Softmax a, Softmax b) {
 __device__ __forceinline__ float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
 
 template <typename E>
-__device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float* glogits, const u32* gtargets, float cap, float scale,
-                                         u32 v) {
+__device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float* glogits, const u32* gtargets, const float* gscale,
+                                         float cap, u32 v) {
     __shared__ Softmax s[THREADS / WARP];
     const float* z = glogits + static_cast<u64>(blockIdx.x) * v;
     const u32 target = gtargets[blockIdx.x];
@@ -57,7 +58,7 @@ __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float*
         return;
     }
     E* dz = gdlogits + static_cast<u64>(blockIdx.x) * v;
-    const float factor = target == IGNORE ? 0.0f : scale / row.sum;
+    const float scale = *gscale, factor = target == IGNORE ? 0.0f : scale / row.sum;
     for (u32 i = threadIdx.x; i < v; i += THREADS) {
         const float l = capped(z[i], cap), ratio = cap == 0.0f ? 0.0f : l / cap;
         const float d = expf(l - row.peak) * factor - (i == target ? scale : 0.0f);
@@ -65,10 +66,10 @@ __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float*
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* dlogits, const float* logits, const u32* targets, float cap, float scale, u32 v) {
-    loss_row(loss, dlogits, logits, targets, cap, scale, v);
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
+    loss_row(loss, dlogits, logits, targets, scale, cap, v);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, bf16* dlogits, const float* logits, const u32* targets, float cap, float scale, u32 v) {
-    loss_row(loss, dlogits, logits, targets, cap, scale, v);
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, bf16* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
+    loss_row(loss, dlogits, logits, targets, scale, cap, v);
 }

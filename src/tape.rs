@@ -258,11 +258,11 @@ impl<'a> Tape<'a> {
         weight: ParamId,
         targets: &Tensor,
         softcap: Option<f64>,
-        grad_scale: f64,
+        grad_scale: impl Into<lm_loss::Scale>,
     ) -> Tensor {
         let gradients = match &mut self.grads {
             Some(grads) if self.recording => {
-                Some(lm_loss::Gradients { scale: grad_scale, dweight: grads.view_mut(weight) })
+                Some(lm_loss::Gradients { scale: grad_scale.into(), dweight: grads.view_mut(weight) })
             }
             _ => None,
         };

@@ -12,10 +12,12 @@ use crate::tensor::{DType, ParamId, Tensor};
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let mut rows = Vec::new();
     let shapes = size.of(
-        vec![[192, 256, 160]],
+        // Also one whose blocks share K.
+        vec![[192, 256, 160], [24, 40, 1128]],
         vec![[512; 3]],
-        // A square that fills a card; the feed-forward layer's of 16,384 tokens; the LM head's of a chunk.
-        vec![[4096; 3], [16_384, 4096, 768], [4096, 32_768, 768]],
+        // A square that fills a card; the feed-forward layer's of 16,384 tokens; the LM head's of a chunk; the gradient of a weight,
+        // whose blocks share K.
+        vec![[4096; 3], [16_384, 4096, 768], [4096, 32_768, 768], [768, 2304, 16_384]],
     );
     // Plain cores take many times as long: the first shape alone.
     let (mechanisms, shapes) = match dtype {
@@ -89,12 +91,15 @@ const fn lies(a_along_k: bool, b_along_k: bool, aligned: bool) -> Lies {
 const PLAIN: [(&str, Lies); 1] = [("naive_tiled", lies(true, true, true))];
 
 /// Every layout, then rows at odd addresses.
-const TENSOR_CORES: [(&str, Lies); 5] = [
+const TENSOR_CORES: [(&str, Lies); 8] = [
     ("mma_ak_bk", lies(true, true, true)),
     ("mma_ak_bn", lies(true, false, true)),
     ("mma_am_bk", lies(false, true, true)),
     ("mma_am_bn", lies(false, false, true)),
     ("mma_narrow_ak_bk", lies(true, true, false)),
+    ("mma_narrow_ak_bn", lies(true, false, false)),
+    ("mma_narrow_am_bk", lies(false, true, false)),
+    ("mma_narrow_am_bn", lies(false, false, false)),
 ];
 
 /// Every element of A and B read and of C written once; `2 M N K` operations.
@@ -191,7 +196,7 @@ fn lm_loss_rows(dtype: DType, shape @ [n, c, v]: [usize; 3]) -> [Row; 2] {
             let ((x, w, targets), arena) = (inputs(stage), stage.arena.clone());
             let mut grads = stage.grads(dtype, &[&[v, c]]);
             Box::new(move || {
-                let wanted = Gradients { scale: 1.0 / n as f64, dweight: grads.view_mut(ParamId(0)) };
+                let wanted = Gradients { scale: (1.0 / n as f64).into(), dweight: grads.view_mut(ParamId(0)) };
                 let (losses, dx) = lm_loss::forward(&arena, &x, &w, &targets, None, Some(wanted));
                 [Some(losses), dx, Some(grads.flat().clone())].into_iter().flatten().collect()
             })

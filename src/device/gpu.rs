@@ -120,6 +120,17 @@ impl Gpu {
         self.attempt(|driver| driver.copy_out(to, from));
     }
 
+    /// Starts bringing bytes to the device beside its work; a lane (below [`LANES`](super::driver::LANES)) holds one delivery
+    /// at a time.
+    pub fn prefetch(&self, lane: usize, bytes: &[u8]) {
+        self.attempt(|driver| driver.prefetch(lane, bytes));
+    }
+
+    /// From here on what the lane brought lies at `to`.
+    pub fn deliver(&self, lane: usize, to: Address) {
+        self.attempt(|driver| driver.deliver(lane, to));
+    }
+
     /// Copies on the device.
     pub fn copy_within(&self, to: Address, from: Address, bytes: usize) {
         self.attempt(|driver| driver.copy_within(to, from, bytes));

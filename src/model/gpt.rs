@@ -6,6 +6,7 @@ use super::block::{Block, Context, Stream};
 use super::{KvCache, ModelConfig};
 use crate::device::Device;
 use crate::error::UserError;
+use crate::ops::lm_loss::Scale;
 use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::random::Philox;
@@ -160,7 +161,7 @@ impl Gpt {
         tape: &mut Tape,
         rows: &Rows,
         targets: &Tensor,
-        grad_scale: f64,
+        grad_scale: impl Into<Scale>,
         recompute: Recompute,
     ) -> Tensor {
         let stream = self.stream(tape, rows, recompute);

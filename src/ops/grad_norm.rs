@@ -12,24 +12,35 @@ use std::ops::Range;
 /// Elements of one partial sum: fixed, so that the order of additions is.
 pub(crate) const PARTIAL_ELEMS: usize = 16 * 1024;
 
+/// The parts of some ranges, as the kernel takes them: `[B, 3]` low and high word of the first element, number; and
+/// `[ranges + 1]` the first part of each range, then their number.
+pub(crate) fn parts(ranges: &[Range<usize>]) -> (Vec<u32>, Vec<u32>) {
+    let (mut parts, mut firsts) = (Vec::new(), vec![0]);
+    for range in ranges {
+        for start in range.clone().step_by(PARTIAL_ELEMS) {
+            let count = (range.end - start).min(PARTIAL_ELEMS);
+            parts.extend([start as u32, (start as u64 >> 32) as u32, count as u32]);
+        }
+        firsts.push(parts.len() as u32 / 3);
+    }
+    (parts, firsts)
+}
+
+/// `partial [B]` f64 = sums of squares of the listed parts `[B, 3]` of `flat`, on a GPU.
+pub(crate) fn launch_listed(gpu: &Gpu, partial: &mut TensorMut, flat: &Tensor, parts: &Tensor) {
+    let grid = Grid::linear(parts.elems() / 3);
+    launch::grad_norm_fwd_listed_part_per_block_f32(gpu, grid, partial.ptr_mut(), flat.ptr(), parts.ptr());
+}
+
 /// Sum of squares of each range of `flat` (f32 or f64), in f64. Infinite or NaN where an element is.
 pub fn sums_of_squares(arena: &Arena, flat: &Tensor, ranges: &[Range<usize>]) -> Vec<f64> {
     if let Device::Gpu(gpu) = flat.device() {
-        let parts: Vec<usize> = ranges.iter().map(|range| range.len().div_ceil(PARTIAL_ELEMS)).collect();
-        let mut partial = Tensor::uninit(arena, [parts.iter().sum::<usize>()], DType::F64);
-        let mut first = 0;
-        for (range, &count) in ranges.iter().zip(&parts) {
-            launch_parts(gpu, &mut partial.view_mut(first, [count]), &flat.view(range.start, [range.len()]));
-            first += count;
-        }
-        let (partial, mut rest) = (partial.to_f64(), &parts[..]);
-        let mut partial = partial.into_iter();
-        return std::iter::from_fn(|| {
-            let (&count, after) = rest.split_first()?;
-            rest = after;
-            Some(partial.by_ref().take(count).sum())
-        })
-        .collect();
+        let (parts, firsts) = parts(ranges);
+        let list = Tensor::from_slice(arena, [parts.len()], &parts);
+        let mut partial = Tensor::uninit(arena, [parts.len() / 3], DType::F64);
+        launch_listed(gpu, &mut partial.whole_mut(), flat, &list);
+        let partial = partial.to_f64();
+        return firsts.windows(2).map(|ends| partial[ends[0] as usize..ends[1] as usize].iter().sum()).collect();
     }
     for_float!(flat.dtype(), F => {
         let flat = flat.as_slice::<F>();

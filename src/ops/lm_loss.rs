@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul, max_of, simd, sum_zip};
 use crate::device::gemm::{Operand, gemm};
 use crate::device::gpu::Gpu;
-use crate::device::launch::{self, Grid, PtrMut};
+use crate::device::launch::{self, Grid, Ptr, PtrMut};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Float, Tensor, TensorMut};
 use rayon::prelude::*;
@@ -25,10 +25,41 @@ pub fn chunk_rows(v: usize) -> usize {
     (CHUNK_ELEMS / v.max(1)).clamp(16, 4096)
 }
 
+/// Factor of every row's loss in the total.
+#[derive(Clone)]
+pub enum Scale {
+    /// This one.
+    Value(f64),
+    /// `[1]` f32 on a GPU, read when the work is done: recorded work can be done again with another one.
+    At(Tensor),
+}
+
+impl From<f64> for Scale {
+    fn from(value: f64) -> Scale {
+        Scale::Value(value)
+    }
+}
+
+impl Scale {
+    /// In the memory of a GPU.
+    fn on_gpu(&self, arena: &Arena) -> Tensor {
+        match self {
+            Scale::Value(value) => Tensor::from_slice(arena, [1], &[*value as f32]),
+            Scale::At(tensor) => tensor.clone(),
+        }
+    }
+
+    fn value(&self) -> f64 {
+        match self {
+            Scale::Value(value) => *value,
+            Scale::At(tensor) => tensor.to_f64()[0],
+        }
+    }
+}
+
 /// How gradients are formed.
 pub struct Gradients<'a> {
-    /// Factor of every row's loss in the total.
-    pub scale: f64,
+    pub scale: Scale,
     /// `[V, C]`, added to.
     pub dweight: TensorMut<'a>,
 }
@@ -79,7 +110,7 @@ pub fn forward_in_chunks(
     for_float!(wide, F => {
         let (x, w) = (xw.as_slice::<F>(), Mat::new(ww.as_slice::<F>(), v, c));
         let cap = softcap.map(F::from_f64);
-        let scale = gradients.as_ref().map(|g| F::from_f64(g.scale));
+        let scale = gradients.as_ref().map(|g| F::from_f64(g.scale.value()));
         for start in (0..n).step_by(rows) {
             let chunk = start..(start + rows).min(n);
             let logits = &mut logits.as_mut_slice::<F>()[..chunk.len() * v];
@@ -155,6 +186,7 @@ fn launch_forward(
     // f32 gradients replace their logits.
     let mut narrow = (gradients.is_some() && dtype == DType::Bf16).then(|| Tensor::uninit(arena, [rows * v], dtype));
     let (cap, weight) = (softcap.unwrap_or(0.0) as f32, Operand::new(weight, v, c));
+    let scale = gradients.as_ref().map(|gradients| gradients.scale.on_gpu(arena));
     for start in (0..n).step_by(rows) {
         let count = rows.min(n - start);
         let x = Operand::new(&x.view(start * c, [count, c]), count, c);
@@ -162,14 +194,14 @@ fn launch_forward(
         gemm(arena, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
         let (z, grid) = (logits.alias(), Grid::linear(count));
         let mut losses = losses.view_mut(start, [count]);
-        let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale as f32);
+        let scale = scale.as_ref().map_or(Ptr::none(), |scale| scale.ptr());
         if let Some(narrow) = &mut narrow {
             let (loss, dlogits) = (losses.ptr_mut(), narrow.ptr_mut());
-            launch::lm_loss_fwd_block_per_row_bf16(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), cap, scale, v);
+            launch::lm_loss_fwd_block_per_row_bf16(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), scale, cap, v);
         } else {
             let dlogits = if gradients.is_some() { logits.ptr_mut() } else { PtrMut::none() };
             let loss = losses.ptr_mut();
-            launch::lm_loss_fwd_block_per_row_f32(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), cap, scale, v);
+            launch::lm_loss_fwd_block_per_row_f32(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), scale, cap, v);
         }
         if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
             let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);

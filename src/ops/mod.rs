@@ -6,6 +6,7 @@
 
 pub mod add;
 pub mod attention;
+pub mod clip;
 pub mod embedding;
 pub mod grad_norm;
 pub mod linear;

@@ -178,6 +178,18 @@ impl Tensor {
         unsafe { std::slice::from_raw_parts_mut(self.place().host(), self.size_bytes()) }
     }
 
+    /// Takes what a lane of its GPU brought ([`Gpu::prefetch`](crate::device::gpu::Gpu::prefetch)): as many bytes as it has.
+    ///
+    /// # Panics
+    /// If the bytes are shared, or lie on the host.
+    pub fn deliver(&mut self, lane: usize) {
+        assert!(self.is_unique(), "writing to a tensor whose bytes are shared");
+        match self.place() {
+            Place::Gpu(gpu, address) => gpu.deliver(lane, address),
+            Place::Host(_) => panic!("nothing brings bytes to the host"),
+        }
+    }
+
     /// A copy of the bytes, from wherever they lie.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self.place() {

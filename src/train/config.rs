@@ -60,6 +60,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("device.kind", "auto, cpu, sim or cuda[:i]"),
     ("device.dtype", "auto, f32 or bf16"),
     ("device.sim", "how the simulator watches: checked or fast"),
+    ("device.graph", "record a GPU's step once and replay it"),
     ("loss.lm.weight", "weight of the language-model loss"),
 ];
 
@@ -127,6 +128,12 @@ pub struct DeviceConfig {
     pub dtype: DType,
     #[serde(default)]
     pub sim: SimMode,
+    #[serde(default = "yes")]
+    pub graph: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `[loss]`; see [`KEYS`].
@@ -172,6 +179,7 @@ packing = 'bos'
 kind = 'auto'
 dtype = 'auto'
 sim = 'checked'
+graph = true
 [loss.lm]
 weight = 1.0
 ";

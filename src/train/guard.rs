@@ -41,6 +41,15 @@ impl Guard {
         verdict
     }
 
+    /// The loss and the norm of the gradient above which a step is a spike; infinite as long as there is none.
+    pub fn limits(&self, sigma: f64) -> [f64; 2] {
+        if sigma == 0.0 || self.steps < WATCHED_STEPS {
+            return [f64::INFINITY; 2];
+        }
+        let limit = |k: usize| self.mean[k] + sigma * self.variance[k].sqrt().max(DEVIATION_MIN[k]);
+        [limit(0), limit(1).exp()]
+    }
+
     fn verdict(&self, seen: &Observation, sigma: f64) -> Result<(), String> {
         let not_finite = |squares: &f64| !squares.is_finite();
         if !seen.loss.is_finite() {
@@ -51,14 +60,11 @@ impl Guard {
         if let Some(i) = seen.squares.iter().position(not_finite) {
             return Err(format!("the gradient of {} is not finite", (seen.name)(i)));
         }
-        if sigma == 0.0 || self.steps < WATCHED_STEPS {
-            return Ok(());
-        }
-        let limit = |k: usize| self.mean[k] + sigma * self.variance[k].sqrt().max(DEVIATION_MIN[k]);
-        if seen.loss > limit(0) {
+        let [loss, grad_norm] = self.limits(sigma);
+        if seen.loss > loss {
             return Err(format!("the loss spikes to {:.4}, its mean is {:.4}", seen.loss, self.mean[0]));
         }
-        if seen.grad_norm.max(1e-30).ln() > limit(1) {
+        if seen.grad_norm > grad_norm {
             let largest = (0..seen.squares.len()).max_by(|&a, &b| seen.squares[a].total_cmp(&seen.squares[b]));
             let name = largest.map_or_else(String::new, seen.name);
             let usual = self.mean[1].exp();

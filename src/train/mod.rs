@@ -10,4 +10,5 @@ pub mod plot;
 pub mod run_folder;
 pub mod schedule;
 pub mod state;
+pub mod step;
 pub mod trainer;

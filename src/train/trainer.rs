@@ -6,11 +6,12 @@ use super::control::{Control, ControlFile};
 use super::estimate;
 use super::guard::{Guard, Observation};
 use super::metrics::{Metrics, StepRecord};
-use super::optim::{self, Moments, Plan};
+use super::optim::{Moments, Plan};
 use super::run_folder::RunFolder;
 use super::schedule::Schedule;
 use super::state::{self, TrainState};
-use crate::data::{Batch, Corpus, IGNORE, Loader, LoaderOptions, Split};
+use super::step::{Done, Orders, Parts, Stepper};
+use crate::data::{Batch, Corpus, Loader, LoaderOptions, LoaderState, Split};
 use crate::device::driver::Bytes;
 use crate::device::{self, Device, choice};
 use crate::dist::{Communicator, Single};
@@ -18,10 +19,9 @@ use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::{self, LoadedModel};
 use crate::infer::{Request, Sampler, SamplerOptions, check_vocabulary, generate};
 use crate::model::Gpt;
-use crate::model::gpt::{Recompute, Rows, sum_losses};
-use crate::ops::grad_norm::sums_of_squares;
-use crate::tape::Tape;
-use crate::tensor::{Arena, Grads, Params, Tensor};
+use crate::model::gpt::Recompute;
+use crate::ops::clip::Limits;
+use crate::tensor::{Arena, Grads, Params};
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::{user_bail, user_error};
 use anyhow::bail;
@@ -99,6 +99,11 @@ pub struct Trainer {
     step: u64,
     tokens: u64,
     last_train_loss: Option<f64>,
+    stepper: Stepper,
+    /// The next step's micro-batches, where they were asked for before the last one's end.
+    ahead: Option<anyhow::Result<Vec<Batch>>>,
+    /// The loader's position after the last step's.
+    position: LoaderState,
 }
 
 /// Tokens of a sample during training.
@@ -267,6 +272,7 @@ impl Trainer {
         };
         device.synchronise().map_err(|error| user_error!("{error}"))?;
         let loader = corpora.train.start(state.as_ref().map(|s| &s.loader))?;
+        let stepper = Stepper::new(device, &model, &plan, [train.rows, train.seq_len], config.device.graph);
         let step = state.as_ref().map_or(0, |s| s.step);
         let metrics = Metrics::open(folder.path(), step)?;
         let control_file = ControlFile::create(folder.path(), &control)?;
@@ -277,6 +283,9 @@ impl Trainer {
             guard: state.map(|s| s.guard).unwrap_or_default(),
             validation: corpora.validation,
             communicator: Box::new(Single),
+            stepper,
+            ahead: None,
+            position: loader.state().clone(),
             config,
             folder,
             model,
@@ -410,47 +419,48 @@ impl Trainer {
     /// One optimiser step over all its micro-batches.
     fn train_step(&mut self) -> anyhow::Result<StepRecord> {
         let started = Instant::now();
-        let batches =
-            (0..self.config.accumulation()).map(|_| self.loader.next_batch()).collect::<anyhow::Result<Vec<_>>>()?;
-        let counted = |batch: &Batch| batch.targets.iter().filter(|&&t| t != IGNORE).count();
-        let targets: usize = batches.iter().map(counted).sum();
-        let mean = 1.0 / (targets.max(1) * self.communicator.world()) as f64;
-        let weight = self.control.loss.lm.weight;
-        let recompute = if self.config.train.recompute { Recompute::Blocks } else { Recompute::Nothing };
-        self.grads.clear();
-        let mut loss_lm = 0.0;
-        for batch in batches {
-            let (rows, targets) = as_rows(&self.arena, &batch);
-            let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
-            let losses = self.model.loss(&mut tape, &rows, &targets, weight * mean, recompute);
-            loss_lm += sum_losses(&losses) * mean;
-            drop(losses);
-            tape.backward();
-            drop((tape, rows, targets));
-            self.arena.reset();
-        }
-        self.communicator.all_reduce_sum(self.grads.flat_mut());
-        let ranges: Vec<_> = self.model.layout().entries().iter().map(|e| e.range()).collect();
-        let squares = sums_of_squares(&self.arena, self.grads.flat(), &ranges);
-        self.device.synchronise()?;
-        let grad_norm = squares.iter().sum::<f64>().sqrt();
-        let loss = weight * loss_lm;
-        let layout = self.model.layout().clone();
-        let name = |i: usize| layout.entries()[i].name.clone();
-        let seen = Observation { loss, grad_norm, squares: &squares, name: &name };
-        let skipped = self.guard.judge(&seen, self.config.train.spike_sigma).err();
+        let batches = match self.ahead.take() {
+            Some(batches) => batches?,
+            None => next_batches(&mut self.loader, self.config.accumulation())?,
+        };
+        self.position = self.loader.state().clone();
         let train = &self.config.train;
+        let weight = self.control.loss.lm.weight;
         let schedule = Schedule {
             steps: train.steps,
             warmup_steps: train.warmup_steps,
             cooldown_fraction: train.cooldown_fraction,
         };
         let lr = schedule.factor(self.step) * self.control.lr_scale;
-        if skipped.is_none() {
-            let clip = (train.clip / grad_norm.max(1e-30)).min(1.0);
-            let (params, moments) = (&mut self.params, &mut self.moments);
-            optim::update(&self.arena, &self.plan, params, self.grads.flat(), moments, clip, lr);
+        let [loss, grad_norm] = self.guard.limits(train.spike_sigma);
+        let recompute = if train.recompute { Recompute::Blocks } else { Recompute::Nothing };
+        let limits = Limits { clip: train.clip, loss, grad_norm };
+        let orders = Orders { weight, lr_factor: lr, limits, recompute };
+        let mut parts = Parts {
+            model: &self.model,
+            params: &mut self.params,
+            grads: &mut self.grads,
+            moments: &mut self.moments,
+            arena: &self.arena,
+            plan: &self.plan,
+            communicator: &*self.communicator,
+        };
+        self.stepper.start(&mut parts, &orders, &batches)?;
+        if self.stepper.looks_ahead() {
+            let batches = next_batches(&mut self.loader, self.config.accumulation());
+            if let Ok([first, ..]) = batches.as_deref() {
+                self.stepper.prefetch(first);
+            }
+            self.ahead = Some(batches);
         }
+        let Done { loss_lm, grad_norm, squares, is_applied } = self.stepper.finish(&mut parts)?;
+        self.device.synchronise()?;
+        let loss = weight * loss_lm;
+        let layout = self.model.layout();
+        let name = |i: usize| layout.entries()[i].name.clone();
+        let seen = Observation { loss, grad_norm, squares: &squares, name: &name };
+        let skipped = self.guard.judge(&seen, train.spike_sigma).err();
+        debug_assert_eq!(is_applied, skipped.is_none(), "two verdicts on one step");
         let step_tokens = train.batch_tokens as u64;
         self.step += 1;
         self.tokens += step_tokens;
@@ -506,7 +516,7 @@ impl Trainer {
             tokens: self.tokens,
             updates: self.moments.updates,
             tokenizer_digest: self.tokenizer.digest(),
-            loader: self.loader.state().clone(),
+            loader: self.position.clone(),
             guard: self.guard.clone(),
             control: Control { evaluate: false, save: false, stop: false, ..self.control.clone() },
             last_train_loss: self.last_train_loss,
@@ -519,7 +529,6 @@ impl Trainer {
     }
 }
 
-fn as_rows(arena: &Arena, batch: &Batch) -> (Rows, Tensor) {
-    let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
-    (rows, Tensor::from_slice(arena, [batch.targets.len()], &batch.targets))
+fn next_batches(loader: &mut Loader, count: usize) -> anyhow::Result<Vec<Batch>> {
+    (0..count).map(|_| loader.next_batch()).collect()
 }

@@ -46,6 +46,7 @@ pub const FAMILIES: &[Family] = &[
     on_device("kv_cache", state::kv_cache_on),
     cases("lm_loss", products::lm_loss),
     on_device("grad_norm", state::grad_norm_on),
+    on_device("clip", state::clip_on),
     on_device("adamw", state::adamw_on),
     on_device("muon", state::muon_on),
 ];

@@ -2,7 +2,7 @@
 
 use super::{Cases, Check, Extent, OpCase, Outcome, at, close, gradient, grads, integers, normals, pick, told, unit};
 use crate::device::cpu::WriteMode;
-use crate::device::gemm::{Operand, gemm, gemm_onto};
+use crate::device::gemm::{Operand, gemm, gemm_naive, gemm_onto};
 use crate::device::gpu::Gpu;
 use crate::ops::mlp::{self, Keep, Weights};
 use crate::ops::{linear, lm_loss};
@@ -96,7 +96,7 @@ pub fn lm_loss(extent: Extent, check: Check) -> Cases {
                 let (x, w) = (at(arena, dtype, [n, c], &inputs[0]), at(arena, dtype, [v, c], &inputs[1]));
                 let (mut grads, ids) = (grads(arena, dtype, &[w.shape()]), Tensor::from_slice(arena, [n], &targets));
                 let scale = FACTOR * (dy[0] + dy[1]);
-                let wanted = lm_loss::Gradients { scale, dweight: grads.view_mut(ParamId(0)) };
+                let wanted = lm_loss::Gradients { scale: scale.into(), dweight: grads.view_mut(ParamId(0)) };
                 let (losses, dx) = lm_loss::forward_in_chunks(arena, &x, &w, &ids, cap, Some(wanted), rows);
                 let (plain, _) = lm_loss::forward_in_chunks(arena, &x, &w, &ids, cap, None, rows);
                 let total = |losses: Tensor| losses.to_f64().iter().sum::<f64>() * FACTOR;
@@ -136,7 +136,8 @@ const GEMM: [[usize; 3]; 11] = [
     [30, 9, 1601],
 ];
 
-/// Matrix products on a GPU: every transpose and type, both write modes, and added to another matrix with scales of both sides.
+/// Matrix products on a GPU: every transpose and type, both write modes, added to another matrix with scales of both sides, and
+/// by the twin on plain cores.
 ///
 /// # Errors
 /// The first element that is wrong, or what the device says.
@@ -176,6 +177,9 @@ fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], (from, to): (DType
         let mut c = Tensor::uninit(&arena, [m, n], to);
         gemm_onto(&arena, &mut c.whole_mut(), &at(&arena, to, [m, n], &d), left, right, [-0.75, 2.5]);
         close(&format!("{what}, onto another"), &c.to_f64(), &onto, bound)?;
+        let mut c = Tensor::uninit(&arena, [m, n], to);
+        gemm_naive(&mut c.whole_mut(), left, right, WriteMode::Overwrite);
+        close(&format!("{what}, on plain cores"), &c.to_f64(), &once, bound)?;
         told(gpu, &what)?;
     }
     Ok(())

@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid};
 use crate::model::{Gpt, KvCache, ModelConfig};
+use crate::ops::clip::{self, Evidence, Limits};
 use crate::ops::grad_norm;
 use crate::tape::Tape;
 use crate::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
@@ -100,6 +101,80 @@ pub fn grad_norm_on(gpu: &'static Gpu, _: Extent) -> Cases {
         [a, b, c] if a.is_finite() && b.is_nan() && c.is_finite() && c > 0.9e60 => Ok(()),
         _ => Err(format!("grad_norm of NaN in the second range and 1e30 in the third: {got:?}")),
     }
+}
+
+/// What a step is judged by: losses, partial sums of squares, and the limits; the verdict that it must get.
+struct Trial {
+    losses: Vec<f64>,
+    partial: Vec<f64>,
+    limits: Limits,
+    applies: bool,
+}
+
+/// Clipping: report and verdict are the host's, whether the step is applied or the loss or a gradient is not finite or beyond
+/// its limit.
+///
+/// # Errors
+/// What differs, or what the device says.
+pub fn clip_on(gpu: &'static Gpu, _: Extent) -> Cases {
+    let losses: Vec<f64> = normals("clip losses", 700).iter().map(|&x| f64::from(x as f32) + 3.0).collect();
+    let partial: Vec<f64> = normals("clip partial", 1201).iter().map(|x| x * x).collect();
+    // One range of many parts, one of a single part, more ranges than a block has warps.
+    let firsts: Vec<u32> = [0, 1000].into_iter().chain((0..21).map(|i| 1001 + 10 * i)).collect();
+    let [weight, mean] = [0.7, 1.0 / 700.0];
+    let host = arena(Device::Cpu)?;
+    let losses = at(&host, DType::F32, [700], &losses).to_f64();
+    let loss = weight * ((0.5 + losses.iter().sum::<f64>()) * mean);
+    let norm = partial.iter().sum::<f64>().sqrt();
+    let free = Limits { clip: 1.0, loss: f64::INFINITY, grad_norm: f64::INFINITY };
+    let trial = |applies, limits| Trial { losses: losses.clone(), partial: partial.clone(), limits, applies };
+    let poisoned = |value: f64| {
+        let mut trial = trial(false, free);
+        trial.partial[1000] = value;
+        trial
+    };
+    let mut trials = [
+        trial(true, free),
+        trial(true, Limits { clip: 1e9, ..free }),
+        trial(true, Limits { loss: loss * 1.001, grad_norm: norm * 1.001, ..free }),
+        trial(false, Limits { loss: loss * 0.999, ..free }),
+        trial(false, Limits { grad_norm: norm * 0.999, ..free }),
+        poisoned(f64::NAN),
+        poisoned(f64::INFINITY),
+        trial(false, free),
+    ];
+    trials[7].losses[699] = f64::NAN;
+    trials
+        .iter()
+        .enumerate()
+        .try_for_each(|(i, trial)| judged(gpu, &format!("clip {i}"), trial, &firsts, [weight, mean]))
+}
+
+fn judged(gpu: &'static Gpu, what: &str, trial: &Trial, firsts: &[u32], [weight, mean]: [f64; 2]) -> Cases {
+    let arena = Arena::scattered(gpu);
+    let mut total = Tensor::from_slice(&arena, [1], &[0.5f64]);
+    clip::launch_losses(gpu, &mut total.whole_mut(), &at(&arena, DType::F32, [700], &trial.losses));
+    let partial = Tensor::from_slice(&arena, [trial.partial.len()], &trial.partial);
+    let knobs = Tensor::from_slice(&arena, [5], &clip::knobs(weight, mean, &trial.limits));
+    let ends = Tensor::from_slice(&arena, [firsts.len()], firsts);
+    let mut report = Tensor::uninit(&arena, [clip::REPORT_SQUARES + firsts.len() - 1], DType::F64);
+    let mut verdict = Tensor::uninit(&arena, [2], DType::F32);
+    let seen = Evidence { total: &total, partial: &partial, firsts: &ends, knobs: &knobs };
+    clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
+    let (report, verdict) = (report.to_f64(), verdict.to_f64());
+    told(gpu, what)?;
+    let squares = firsts.windows(2).map(|ends| trial.partial[ends[0] as usize..ends[1] as usize].iter().sum());
+    let squares: Vec<f64> = squares.collect();
+    let sum = 0.5 + trial.losses.iter().sum::<f64>();
+    let host = clip::verdict(weight * (sum * mean), &squares, &trial.limits);
+    if [host.is_some(), report[2] == 1.0, verdict[1] == 1.0] != [trial.applies; 3] {
+        return Err(format!("{what}: {report:?} {verdict:?}, the host {host:?}"));
+    }
+    let Some(factor) = host else { return Ok(()) };
+    let norm = squares.iter().sum::<f64>().sqrt();
+    close(&format!("{what}, losses and norm"), &report[..2], &[sum, norm], 1e-12)?;
+    close(&format!("{what}, squares"), &report[clip::REPORT_SQUARES..], &squares, 1e-12)?;
+    close(&format!("{what}, factor"), &verdict[..1], &[factor], 1e-7)
 }
 
 /// Prefill, then a token at a time, with grouped heads and a window: the logits of the CPU.

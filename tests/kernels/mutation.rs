@@ -2,6 +2,7 @@
 //! change nothing, with the reason.
 
 use crate::ops::{gradients, ids, tensor};
+use nanochat_gpu::device::Device;
 use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
@@ -9,15 +10,18 @@ use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive};
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS};
 use nanochat_gpu::ops::attention::{self, Mask};
+use nanochat_gpu::ops::clip::{self, Evidence};
 use nanochat_gpu::ops::mlp::{self, Keep, Weights};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
 use nanochat_gpu::ops::{embedding, grad_norm, lm_loss, rmsnorm, rope};
-use nanochat_gpu::tensor::{Arena, DType, ParamId, Tensor};
+use nanochat_gpu::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
+use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
 use ptxsim::error::Error;
 use ptxsim::mutation::{self, Fate};
 use ptxsim::options::{AsyncPolicy, Options, Schedule, TensorMode};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Barriers that may go: kernel, how many, and why.
 const HARMLESS: &[(&str, usize, &str)] = &[];
@@ -106,15 +110,36 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
         "lm_loss" => {
             let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[300, 8]));
             let mut grads = gradients(arena, dtype, &[w.shape()]);
-            let wanted = lm_loss::Gradients { scale: 0.5, dweight: grads.view_mut(ParamId(0)) };
+            let wanted = lm_loss::Gradients { scale: 0.5.into(), dweight: grads.view_mut(ParamId(0)) };
             let targets = ids(arena, &[5, 299, 0]);
             let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
             bytes(&[&losses, &dx.unwrap(), grads.flat()])
         }
-        "grad_norm" => {
+        "grad_norm" if kernel.contains("listed") => {
             let sums =
                 grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), std::slice::from_ref(&(0..5000)));
             sums[0].to_le_bytes().to_vec()
+        }
+        "grad_norm" => {
+            let mut layout = Layout::default();
+            layout.push("matrix", [40, 50], Role::Matrix);
+            let (layout, plan) = (Arc::new(layout.clone()), Plan::new(Kind::Muon, &layout, 50, 1.0, None));
+            let mut params = Params::zeros(layout.clone(), dtype).to(arena.device());
+            let mut moments = Moments::zeros(&params);
+            update(arena, &plan, &mut params, &at(arena, DType::F32, &[2000]), &mut moments, 1.0, 1.0);
+            bytes(&[params.master()])
+        }
+        "clip" => {
+            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
+            let [mut total, partial, mut report] =
+                [1, 300, 5].map(|n| Tensor::from_f64(arena, [n], DType::F64, &normals("mutation", n)));
+            clip::launch_losses(gpu, &mut total.whole_mut(), &at(arena, DType::F32, &[1000]));
+            let knobs = Tensor::from_slice(arena, [5], &[1.0, 1.0, 0.5, f64::INFINITY, f64::INFINITY]);
+            let firsts = ids(arena, &[0, 100, 300]);
+            let mut verdict = Tensor::uninit(arena, [2], DType::F32);
+            let seen = Evidence { total: &total, partial: &partial, firsts: &firsts, knobs: &knobs };
+            clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
+            bytes(&[&report, &verdict])
         }
         other => panic!("kernels/{other}.cu synchronises and has no scenario here"),
     }

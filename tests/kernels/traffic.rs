@@ -114,7 +114,7 @@ fn optimiser_kernels_move_what_they_must() {
         ("adamw_fwd_vector_f32", Budget { must: 28 * n, cached: 0 }),
         ("cast_fwd_vector_f32_to_bf16", Budget { must: 6 * n, cached: 0 }),
         ("cast_fwd_vector_bf16_to_f32", Budget { must: 6 * n, cached: 0 }),
-        ("grad_norm_fwd_part_per_block_f32", Budget { must: 4 * n, cached: 0 }),
+        ("grad_norm_fwd_listed_part_per_block_f32", Budget { must: 4 * n, cached: 0 }),
     ]);
     check(gpu, &budgets);
 }

@@ -15,7 +15,7 @@ fn losses_are_the_same_without_gradients() {
     targets[1] = IGNORE;
     let targets = ids(&arena, &targets);
     let mut grads = gradients(&arena, DType::F64, &[w.shape()]);
-    let wanted = Gradients { scale: 0.37, dweight: grads.view_mut(ParamId(0)) };
+    let wanted = Gradients { scale: 0.37.into(), dweight: grads.view_mut(ParamId(0)) };
     let (losses, _) = forward(&arena, &x, &w, &targets, Some(15.0), Some(wanted), 11);
     let (plain, none) = forward(&arena, &x, &w, &targets, Some(15.0), None, 11);
     assert!(none.is_none() && losses.to_f64()[1] == 0.0);
@@ -42,7 +42,7 @@ fn chunks_of_the_real_size_join() {
     let targets = ids(&arena, &verify::integers("lm targets", n, v));
     let run = |rows: Option<usize>| {
         let mut grads = gradients(&arena, DType::F32, &[w.shape()]);
-        let wanted = Gradients { scale: 1.0, dweight: grads.view_mut(ParamId(0)) };
+        let wanted = Gradients { scale: 1.0.into(), dweight: grads.view_mut(ParamId(0)) };
         let (losses, dx) = match rows {
             None => lm_loss::forward(&arena, &x, &w, &targets, None, Some(wanted)),
             Some(rows) => forward(&arena, &x, &w, &targets, None, Some(wanted), rows),

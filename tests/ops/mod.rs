@@ -3,6 +3,7 @@
 mod add;
 mod attention;
 mod attention_flash;
+mod clip;
 mod embedding;
 mod grad_norm;
 mod linear;

@@ -60,6 +60,51 @@ fn bf16_stays_near_f32_and_learns() {
     assert!(narrow[11] < narrow[0] - 0.1, "{narrow:?}");
 }
 
+#[test]
+fn recorded_steps_are_the_steps_as_they_are_written() {
+    if MODULES.is_empty() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let mut config =
+            config(&[&SMALL[..], &["device.kind=sim", "device.sim=checked", "train.optimizer=muon"], more].concat());
+        config.device.dtype = DType::Bf16;
+        let heard = go(&mut Trainer::start(config, tokenizer(), &out).unwrap(), Some(4)).2;
+        (heard.losses, bits(&out, 4))
+    };
+    // Two micro-batches a step: the second is recorded, all later ones are replayed.
+    let two = "train.batch_tokens=128";
+    let written = run("written", &[two, "device.graph=false"]);
+    assert_eq!(run("recorded", &[two]), written);
+    let other = run("other", &[two, "train.seed=7"]);
+    assert!(other.0 != written.0 && other.1 != written.1, "another seed is another run");
+}
+
+#[test]
+fn a_step_that_must_not_be_applied_changes_nothing_on_a_gpu() {
+    if MODULES.is_empty() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // After 40 steps, whatever is above its mean is called a spike.
+    let strict = ["train.spike_sigma=0.0001", "train.bad_steps_max=99", "train.optimizer=adamw", "train.lr_scale=0.1"];
+    let run = |kind: &str| {
+        let kind_key = format!("device.kind={kind}");
+        let mut config = config(&[&SMALL[..], &strict, &[&kind_key, "device.sim=fast", "train.steps=60"]].concat());
+        config.device.dtype = DType::F32;
+        let heard = go(&mut Trainer::start(config, tokenizer(), &folder.path().join(kind)).unwrap(), Some(50)).2;
+        let skipped = heard.notices.iter().filter_map(|notice| notice.split_once(" skipped: "));
+        (heard.losses.clone(), skipped.map(|(step, _)| step.to_string()).collect::<Vec<_>>())
+    };
+    let ((host, skipped_on_host), (device, skipped)) = (run("cpu"), run("sim"));
+    assert!(skipped.len() > 1, "{skipped:?}");
+    assert_eq!(skipped, skipped_on_host);
+    // An update moves the loss by some thousandths.
+    assert!(furthest(&host, &device) <= 2e-5, "{host:?} {device:?}");
+}
+
 /// Every file of the checkpoint at `step`, by its checksum.
 fn bits(run: &Path, step: u64) -> String {
     std::fs::read_to_string(run.join(format!("checkpoints/step_{step:06}/checksums"))).unwrap()

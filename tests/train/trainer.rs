@@ -56,7 +56,7 @@ pub fn config(more: &[&str]) -> RunConfig {
 #[derive(Default)]
 pub struct Heard {
     pub losses: Vec<f64>,
-    notices: Vec<String>,
+    pub notices: Vec<String>,
 }
 
 impl Observer for Heard {

@@ -1,16 +1,18 @@
 //! The driver that runs launches on an NVIDIA card, through the CUDA driver API, which is found at run time: the one
 //! executable starts on machines without it.
 //!
-//! One context (the device's primary one), one stream. Every call makes the context current first, so that any thread may
+//! One context (the device's primary one), one stream, and a second one that brings batches while the first computes. Every call makes the context current first, so that any thread may
 //! call. Code without a module for the card is compiled by NVRTC where that library is present.
 
 use super::{
-    Address, Arg, Capability, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, Memory, ModuleId, Result,
+    Address, Arg, Capability, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, LANES, Memory, ModuleId,
+    Result,
 };
 use crate::device::modules::Module;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute};
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Oldest capability that the kernels are written for: bf16 tensor cores and `cp.async`.
@@ -19,14 +21,36 @@ pub const CAPABILITY_MIN: Capability = Capability { major: 8, minor: 0 };
 /// Shared memory of a block beyond which a kernel must be told that it may have it.
 const SMEM_UNASKED_BYTES: u32 = 48 << 10;
 
+const WAIT_DEFAULT: sys::CUevent_wait_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+
 /// A card.
 pub struct Cuda {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Brings deliveries beside `stream`.
+    copies: sys::CUstream,
     name: String,
     capability: Capability,
     handles: Mutex<Handles>,
+    lanes: [Mutex<Option<Lane>>; LANES],
+    /// Work is recorded, not done.
+    is_capturing: AtomicBool,
+}
+
+/// Memory that a delivery goes through, and when each part of it may be used again.
+struct Lane {
+    /// Pinned memory of the host, and the card's.
+    host: *mut u8,
+    card: sys::CUdeviceptr,
+    /// Room in both.
+    capacity_bytes: usize,
+    /// Bytes of the delivery.
+    bytes: usize,
+    /// The delivery lies in the card's part.
+    arrived: sys::CUevent,
+    /// The stream has taken it from there.
+    taken: sys::CUevent,
 }
 
 #[derive(Default)]
@@ -122,8 +146,18 @@ impl Cuda {
         // SAFETY: `context` was just retained.
         unsafe { result::ctx::set_current(context) }.map_err(failed("enter the context"))?;
         let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("make a stream"))?;
-        Ok(Cuda { device, context, stream, name, capability, handles: Mutex::default() })
+            || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("make a stream"));
+        Ok(Cuda {
+            device,
+            context,
+            stream: stream()?,
+            copies: stream()?,
+            name,
+            capability,
+            handles: Mutex::default(),
+            lanes: Default::default(),
+            is_capturing: AtomicBool::new(false),
+        })
     }
 
     /// Makes the context current on this thread.
@@ -134,6 +168,38 @@ impl Cuda {
 
     fn handles(&self) -> MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Recorded copies would read the host's memory when the work is done again, long after it may have gone.
+    fn refuse_in_capture(&self, call: &'static str) -> Result<()> {
+        match self.is_capturing.load(Ordering::SeqCst) {
+            true => Err(DeviceError::Call { call, message: "not allowed while work is recorded".into() }),
+            false => Ok(()),
+        }
+    }
+
+    /// A lane with room for so many bytes; what it had before is given back.
+    fn make_lane(&self, old: Option<Lane>, bytes: usize) -> Result<Lane> {
+        if let Some(Lane { host, card, arrived, taken, .. }) = old {
+            // SAFETY: `host`, `card` and the events were made below and are given back once: nobody else holds them, and
+            // no copy that uses them is under way in either stream.
+            unsafe {
+                result::stream::synchronize(self.copies)
+                    .and_then(|()| result::stream::synchronize(self.stream))
+                    .and_then(|()| result::free_host(host.cast()))
+                    .and_then(|()| result::free_sync(card))
+                    .and_then(|()| result::event::destroy(arrived))
+                    .and_then(|()| result::event::destroy(taken))
+            }
+            .map_err(failed("give a delivery's memory back"))?;
+        }
+        let event =
+            || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("make an event"));
+        let capacity_bytes = bytes.next_power_of_two().max(4096);
+        // SAFETY: plain allocations; both parts are written before they are read.
+        let host = unsafe { result::malloc_host(capacity_bytes, 0) }.map_err(failed("pin memory"))?.cast();
+        let Address(card) = self.allocate(capacity_bytes)?;
+        Ok(Lane { host, card, capacity_bytes, bytes: 0, arrived: event()?, taken: event()? })
     }
 
     fn load_image(&self, image: *const c_void) -> std::result::Result<ModuleId, DriverError> {
@@ -166,6 +232,7 @@ impl Driver for Cuda {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.refuse_in_capture("allocate")?;
         self.bind()?;
         // SAFETY: the memory is handed out as undefined; tensors write it before they read it.
         match unsafe { result::malloc_sync(bytes) } {
@@ -185,6 +252,7 @@ impl Driver for Cuda {
     }
 
     fn copy_in(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.refuse_in_capture("copy to the card")?;
         self.bind()?;
         // SAFETY: `to` is inside an allocation with room for `from` (tensors check their extents). The memory is pageable, so
         // the driver has staged all of `from` before the call returns.
@@ -192,10 +260,52 @@ impl Driver for Cuda {
     }
 
     fn copy_out(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.refuse_in_capture("copy from the card")?;
         self.bind()?;
         // SAFETY: as in `copy_in`, the other way; `to` is borrowed until the stream has been waited for.
         unsafe { result::memcpy_dtoh_async(to, from.0, self.stream) }.map_err(failed("copy from the card"))?;
         self.synchronise()
+    }
+
+    fn prefetch(&self, lane: usize, bytes: &[u8]) -> Result<()> {
+        self.refuse_in_capture("bring a batch")?;
+        self.bind()?;
+        let mut place = self.lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lane = match place.take() {
+            Some(lane) if lane.capacity_bytes >= bytes.len() => lane,
+            old => self.make_lane(old, bytes.len())?,
+        };
+        // SAFETY: waits until the delivery before has left the pinned memory; an event never recorded is over.
+        unsafe { result::event::synchronize(lane.arrived) }.map_err(failed("wait for a delivery"))?;
+        lane.bytes = bytes.len();
+        // SAFETY: `host` has room for `capacity_bytes`, no copy reads it (above), and nobody else has its address.
+        let pinned = unsafe { std::slice::from_raw_parts_mut(lane.host, bytes.len()) };
+        pinned.copy_from_slice(bytes);
+        // SAFETY: the card's part has as much room. It is written when the stream has taken the delivery before (`taken`; never
+        // recorded, nothing is waited for), and the pinned part stays as it is until `arrived`.
+        unsafe {
+            result::stream::wait_event(self.copies, lane.taken, WAIT_DEFAULT)
+                .and_then(|()| result::memcpy_htod_async(lane.card, pinned, self.copies))
+                .and_then(|()| result::event::record(lane.arrived, self.copies))
+        }
+        .map_err(failed("bring a batch"))?;
+        *place = Some(lane);
+        Ok(())
+    }
+
+    fn deliver(&self, lane: usize, to: Address) -> Result<()> {
+        self.refuse_in_capture("take a batch")?;
+        self.bind()?;
+        let place = self.lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lane) = &*place else { return Ok(()) };
+        // SAFETY: `to` is inside an allocation with room for the delivery (tensors check their extents); the lane's memory
+        // and events live until both streams have been waited for (`make_lane`).
+        unsafe {
+            result::stream::wait_event(self.stream, lane.arrived, WAIT_DEFAULT)
+                .and_then(|()| result::memcpy_dtod_async(to.0, lane.card, lane.bytes, self.stream))
+                .and_then(|()| result::event::record(lane.taken, self.stream))
+        }
+        .map_err(failed("take a batch"))
     }
 
     fn copy_within(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
@@ -213,7 +323,14 @@ impl Driver for Cuda {
     fn load(&self, module: &Module) -> Result<ModuleId> {
         self.bind()?;
         // The cubin needs no compilation, but runs on its own generation only; PTX runs on all later ones.
-        match self.load_image(module.cubin.as_ptr().cast()) {
+        // Embedded bytes lie anywhere; an ELF image must be aligned.
+        let words = module.cubin.chunks(8).map(|bytes| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u64::from_ne_bytes(word)
+        });
+        let image: Vec<u64> = words.collect();
+        match self.load_image(image.as_ptr().cast()) {
             Ok(loaded) => Ok(loaded),
             Err(_) => self.load_ptx(module.ptx),
         }
@@ -297,11 +414,14 @@ impl Driver for Cuda {
         self.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream was made in `open`.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("begin a capture"))
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("begin a capture"))?;
+        self.is_capturing.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     fn end_capture(&self) -> Result<GraphId> {
         self.bind()?;
+        self.is_capturing.store(false, Ordering::SeqCst);
         // SAFETY: the stream was made in `open`; the graph is instantiated once and not needed afterwards.
         let executable = unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(failed("end a capture"))?;

@@ -151,6 +151,9 @@ pub struct Counted {
     pub barriers: u64,
 }
 
+/// Deliveries to the device that may be under way at once: one that is used, one that comes next.
+pub const LANES: usize = 2;
+
 /// What executes launches and holds device memory.
 pub trait Driver: Send + Sync {
     /// The device in words.
@@ -173,6 +176,13 @@ pub trait Driver: Send + Sync {
 
     /// Copies from the device, after all work that was given before.
     fn copy_out(&self, to: &mut [u8], from: Address) -> Result<()>;
+
+    /// Starts bringing bytes to the device beside the stream's work, from pinned memory of the driver's own; `bytes` may
+    /// change as soon as this returns. A lane (below [`LANES`]) holds one delivery at a time.
+    fn prefetch(&self, lane: usize, bytes: &[u8]) -> Result<()>;
+
+    /// From here on in the stream, what the lane brought lies at `to`.
+    fn deliver(&self, lane: usize, to: Address) -> Result<()>;
 
     /// Copies on the device.
     fn copy_within(&self, to: Address, from: Address, bytes: usize) -> Result<()>;

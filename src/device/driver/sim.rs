@@ -4,8 +4,8 @@
 //! at the next synchronisation.
 
 use super::{
-    Address, Arg, Capability, Counted, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, Memory, ModuleId,
-    Result,
+    Address, Arg, Capability, Counted, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, LANES, Memory,
+    ModuleId, Result,
 };
 use crate::device::modules::{self, Module};
 use ptxsim::checker::Finding;
@@ -69,6 +69,7 @@ struct State {
     capture: Option<Vec<Work>>,
     graphs: Vec<Arc<[Work]>>,
     events: Vec<Instant>,
+    lanes: [Vec<u8>; LANES],
 }
 
 /// A piece of work that can be recorded.
@@ -77,6 +78,7 @@ enum Work {
     Launch(FunctionId, Geometry, Vec<Arg>),
     Copy { to: Address, from: Address, bytes: usize },
     Set { to: Address, byte: u8, bytes: usize },
+    Forget { at: Address, bytes: usize },
 }
 
 fn failed(call: &'static str) -> impl Fn(ptxsim::error::Error) -> DeviceError {
@@ -138,6 +140,11 @@ impl Sim {
                 device.read(from.0, &mut staged).and_then(|()| device.write(to.0, &staged)).map_err(failed("copy"))
             }
             &Work::Set { to, byte, bytes } => self.read().fill(to.0, byte, bytes as u64).map_err(failed("set")),
+            &Work::Forget { at, bytes } => {
+                // A range that is gone already has nothing to forget.
+                let _ = self.read().forget(at.0, bytes as u64);
+                Ok(())
+            }
         }
     }
 
@@ -231,6 +238,18 @@ impl Driver for Sim {
         self.read().read(from.0, to).map_err(failed("copy from the device"))
     }
 
+    fn prefetch(&self, lane: usize, bytes: &[u8]) -> Result<()> {
+        let lane = &mut self.state().lanes[lane];
+        lane.clear();
+        lane.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn deliver(&self, lane: usize, to: Address) -> Result<()> {
+        let bytes = std::mem::take(&mut self.state().lanes[lane]);
+        self.copy_in(to, &bytes)
+    }
+
     fn copy_within(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.submit(Work::Copy { to, from, bytes })
     }
@@ -241,8 +260,8 @@ impl Driver for Sim {
 
     fn forget(&self, at: Address, bytes: usize) {
         if self.options.run.checks.uninitialised {
-            // A range that is gone already has nothing to forget.
-            let _ = self.read().forget(at.0, bytes as u64);
+            // Recorded too: work that is done again must find the same memory undefined.
+            let _ = self.submit(Work::Forget { at, bytes });
         }
     }
 

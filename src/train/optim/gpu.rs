@@ -1,6 +1,6 @@
 //! The optimisers on a GPU: the same updates by kernels.
 
-use super::{Moments, Plan, Rule, adamw, muon};
+use super::{Group, Moments, Plan, Rule, adamw, muon};
 use crate::device::cpu::WriteMode;
 use crate::device::gemm::{Operand, gemm, gemm_onto};
 use crate::device::gpu::Gpu;
@@ -8,57 +8,76 @@ use crate::device::launch::{self, Grid};
 use crate::ops::grad_norm::{PARTIAL_ELEMS, launch_parts};
 use crate::tensor::{Arena, DType, Tensor, TensorMut};
 
-#[allow(clippy::too_many_arguments)] // those of `update`, and the device
-pub(super) fn update(
+/// Numbers of a group's update that change from step to step.
+pub(crate) const RATES: usize = 3;
+
+/// `[groups, RATES]`: what each group is updated with in the update that is number `updates`, as the kernels take it.
+pub(crate) fn rates(plan: &Plan, updates: u64, lr_factor: f64) -> Vec<f32> {
+    let of = |group: &Group| {
+        let (lr, weight_decay) = (group.lr * lr_factor, group.weight_decay);
+        match group.rule {
+            Rule::Adamw { beta1, beta2, eps } => {
+                let step = adamw::Step { lr, beta1, beta2, eps, weight_decay, updates, grad_factor: 1.0 };
+                let adamw::Factors { keep, rate, root, .. } = step.factors();
+                [keep, rate, root]
+            }
+            Rule::Muon { rows, cols, .. } => {
+                [(lr * muon::rows_factor(rows, cols)) as f32, (lr * weight_decay) as f32, 0.0]
+            }
+        }
+    };
+    plan.groups.iter().flat_map(of).collect()
+}
+
+/// Updates all groups by recordable launches. `verdict [2]` f32: the factor of all gradients, and 0 when nothing is to change;
+/// `rates` as [`rates`] says.
+pub(crate) fn launch(
     gpu: &Gpu,
     arena: &Arena,
     plan: &Plan,
     values: &mut Tensor,
     grads: &Tensor,
     moments: &mut Moments,
-    grad_factor: f64,
-    lr_factor: f64,
+    (verdict, rates): (&Tensor, &Tensor),
 ) {
-    let updates = moments.updates;
-    for group in &plan.groups {
+    for (i, group) in plan.groups.iter().enumerate() {
         let (first, n) = (group.range.start, group.range.len());
         let (w, g) = (values.view_mut(first, [n]), grads.view(first, [n]));
         let m = moments.first.view_mut(first, [n]);
-        let (lr, weight_decay) = (group.lr * lr_factor, group.weight_decay);
+        let rates = rates.view(RATES * i, [RATES]);
         match group.rule {
             Rule::Adamw { beta1, beta2, eps } => {
                 let v = moments.second.view_mut(first, [n]);
-                let step = adamw::Step { lr, beta1, beta2, eps, weight_decay, updates, grad_factor };
-                launch_adamw(gpu, [w, m, v], &g, step);
+                launch_adamw(gpu, [w, m, v], [&g, verdict, &rates], [beta1, beta2, eps]);
             }
             Rule::Muon { rows, cols, momentum } => {
-                let step = muon::Step { lr, momentum, weight_decay, grad_factor };
-                launch_muon(gpu, arena, [w, m], &g, [rows, cols], step);
+                launch_muon(gpu, arena, [w, m], [&g, verdict, &rates], [rows, cols], momentum);
             }
         }
     }
 }
 
-fn launch_adamw(gpu: &Gpu, [mut w, mut m, mut v]: [TensorMut; 3], g: &Tensor, step: adamw::Step) {
+fn launch_adamw(
+    gpu: &Gpu,
+    [mut w, mut m, mut v]: [TensorMut; 3],
+    [g, verdict, rates]: [&Tensor; 3],
+    [beta1, beta2, eps]: [f64; 3],
+) {
     let n = g.elems();
-    let adamw::Factors { b1, b2, c1, c2, keep, rate, root, eps, factor } = step.factors();
-    let grid = Grid::elementwise(n, size_of::<f32>());
     launch::adamw_fwd_vector_f32(
         gpu,
-        grid,
+        Grid::elementwise(n, size_of::<f32>()),
         w.ptr_mut(),
         m.ptr_mut(),
         v.ptr_mut(),
         g.ptr(),
-        factor,
-        b1,
-        b2,
-        c1,
-        c2,
-        keep,
-        rate,
-        root,
-        eps,
+        verdict.ptr(),
+        rates.ptr(),
+        beta1 as f32,
+        beta2 as f32,
+        (1.0 - beta1) as f32,
+        (1.0 - beta2) as f32,
+        eps as f32,
         n,
     );
 }
@@ -67,19 +86,17 @@ fn launch_muon(
     gpu: &Gpu,
     arena: &Arena,
     [mut w, mut m]: [TensorMut; 2],
-    g: &Tensor,
+    [g, verdict, rates]: [&Tensor; 3],
     [rows, cols]: [usize; 2],
-    step: muon::Step,
+    momentum: f64,
 ) {
     let (n, grid) = (rows * cols, Grid::elementwise(rows * cols, size_of::<f32>()));
     let mut direction = Tensor::uninit(arena, [rows, cols], DType::F32);
-    let rest = ((1.0 - step.momentum) * step.grad_factor) as f32;
-    let mu = step.momentum as f32;
-    launch::muon_fwd_momentum_f32(gpu, grid, direction.ptr_mut(), m.ptr_mut(), g.ptr(), mu, rest, n);
+    let (mu, rest) = (momentum as f32, (1.0 - momentum) as f32);
+    let (u, m) = (direction.ptr_mut(), m.ptr_mut());
+    launch::muon_fwd_momentum_f32(gpu, grid, u, m, g.ptr(), verdict.ptr(), mu, rest, n);
     let orthogonal = newton_schulz(gpu, arena, direction);
-    let rate = (step.lr * (rows as f64 / cols as f64).max(1.0).sqrt()) as f32;
-    let decay = (step.lr * step.weight_decay) as f32;
-    launch::muon_fwd_apply_f32(gpu, grid, w.ptr_mut(), orthogonal.ptr(), rate, decay, n);
+    launch::muon_fwd_apply_f32(gpu, grid, w.ptr_mut(), orthogonal.ptr(), verdict.ptr(), rates.ptr(), n);
 }
 
 /// The semi-orthogonal neighbour of `x [rows, cols]`: the square products are those of the shorter side, by strides.

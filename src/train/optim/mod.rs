@@ -3,7 +3,7 @@
 //! What a parameter gets is decided by its role alone ([`Plan`]), once, when the run starts.
 
 pub mod adamw;
-mod gpu;
+pub(super) mod gpu;
 pub mod muon;
 
 use crate::device::Device;
@@ -124,7 +124,10 @@ pub fn update(
     moments.updates += 1;
     let updates = moments.updates;
     if let Device::Gpu(gpu) = grads.device() {
-        gpu::update(gpu, arena, plan, params.master_mut(), grads, moments, grad_factor, lr_factor);
+        let verdict = Tensor::from_slice(arena, [2], &[grad_factor as f32, 1.0]);
+        let rates = gpu::rates(plan, updates, lr_factor);
+        let rates = Tensor::from_slice(arena, [rates.len()], &rates);
+        gpu::launch(gpu, arena, plan, params.master_mut(), grads, moments, (&verdict, &rates));
         params.round();
         return;
     }

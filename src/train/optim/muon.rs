@@ -25,6 +25,11 @@ pub struct Step {
     pub grad_factor: f64,
 }
 
+/// `sqrt(max(1, rows / cols))`.
+pub(super) fn rows_factor(rows: usize, cols: usize) -> f64 {
+    (rows as f64 / cols as f64).max(1.0).sqrt()
+}
+
 /// Updates one `rows x cols` matrix in place; the second moment is not used.
 pub fn update<F: Float>(state: State<F>, rows: usize, cols: usize, step: Step) {
     let (mu, rest) = (F::from_f64(step.momentum), F::from_f64((1.0 - step.momentum) * step.grad_factor));
@@ -43,7 +48,7 @@ pub fn update<F: Float>(state: State<F>, rows: usize, cols: usize, step: Step) {
         )
     });
     let orthogonal = newton_schulz(direction, rows, cols);
-    let rate = F::from_f64(step.lr * (rows as f64 / cols as f64).max(1.0).sqrt());
+    let rate = F::from_f64(step.lr * rows_factor(rows, cols));
     let decay = F::from_f64(step.lr * step.weight_decay);
     state.values.par_chunks_mut(GRAIN_ELEMS).zip(orthogonal.par_chunks(GRAIN_ELEMS)).for_each(|(w, o)| {
         simd(

@@ -1,0 +1,293 @@
+//! One optimiser step: the gradients of all micro-batches, the verdict on them, the update.
+//!
+//! On a GPU nothing waits for the host in between: losses, norm, verdict and the numbers that change from step to step stay in
+//! its memory, so that the work is recorded once and replayed, while the next batch comes beside it. The host reads one short
+//! report at the end.
+
+use super::optim::{self, Moments, Plan};
+use crate::data::{Batch, IGNORE};
+use crate::device::Device;
+use crate::device::driver::{GraphId, LANES};
+use crate::device::gpu::Gpu;
+use crate::dist::Communicator;
+use crate::model::Gpt;
+use crate::model::gpt::{Recompute, Rows, sum_losses};
+use crate::ops::clip::{self, Evidence, Limits};
+use crate::ops::grad_norm;
+use crate::ops::lm_loss::Scale;
+use crate::tape::Tape;
+use crate::tensor::{Arena, DType, Grads, Params, Tensor};
+use anyhow::Context;
+use std::ops::Range;
+
+/// What a step works on.
+pub struct Parts<'a> {
+    pub model: &'a Gpt,
+    pub params: &'a mut Params,
+    pub grads: &'a mut Grads,
+    pub moments: &'a mut Moments,
+    pub arena: &'a Arena,
+    pub plan: &'a Plan,
+    pub communicator: &'a dyn Communicator,
+}
+
+/// How a step is done.
+#[derive(Clone, Copy)]
+pub struct Orders {
+    /// Of the language-model loss.
+    pub weight: f64,
+    /// Multiplies every learning rate.
+    pub lr_factor: f64,
+    pub limits: Limits,
+    pub recompute: Recompute,
+}
+
+/// What a step came to.
+pub struct Done {
+    /// Mean over the targets, not weighted.
+    pub loss_lm: f64,
+    /// Of the whole gradient, and the sum of squares of each parameter's.
+    pub grad_norm: f64,
+    pub squares: Vec<f64>,
+    /// The parameters were updated.
+    pub is_applied: bool,
+}
+
+/// Does steps, where the parameters lie.
+pub enum Stepper {
+    Host { done: Option<Done> },
+    Gpu(Box<GpuStep>),
+}
+
+impl Stepper {
+    /// For micro-batches of `rows` x `seq_len` tokens. `graph`: a GPU's work is recorded and replayed.
+    pub fn new(device: Device, model: &Gpt, plan: &Plan, [rows, seq_len]: [usize; 2], graph: bool) -> Stepper {
+        match device {
+            Device::Cpu => Stepper::Host { done: None },
+            Device::Gpu(gpu) => Stepper::Gpu(Box::new(GpuStep::new(gpu, model, plan, [rows, seq_len], graph))),
+        }
+    }
+
+    /// Starts a step over these micro-batches; [`Stepper::finish`] ends it.
+    ///
+    /// # Errors
+    /// When a GPU's work cannot be recorded.
+    pub fn start(&mut self, parts: &mut Parts, orders: &Orders, batches: &[Batch]) -> anyhow::Result<()> {
+        let mean = mean(batches, parts.communicator);
+        match self {
+            Stepper::Host { done } => *done = Some(step_on_host(parts, orders, batches, mean)),
+            Stepper::Gpu(step) => step.start(parts, orders, batches, mean)?,
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to gain from knowing the next step's first micro-batch before this one's end.
+    pub fn looks_ahead(&self) -> bool {
+        matches!(self, Stepper::Gpu(_))
+    }
+
+    /// Brings the next step's first micro-batch while this one runs.
+    pub fn prefetch(&mut self, batch: &Batch) {
+        if let Stepper::Gpu(step) = self {
+            step.bring(batch);
+            step.is_ahead = true;
+        }
+    }
+
+    /// Waits for the step.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn finish(&mut self, parts: &mut Parts) -> anyhow::Result<Done> {
+        match self {
+            Stepper::Host { done } => Ok(done.take().expect("a step was started")),
+            Stepper::Gpu(step) => step.finish(parts),
+        }
+    }
+}
+
+/// 1 / targets of all ranks.
+fn mean(batches: &[Batch], communicator: &dyn Communicator) -> f64 {
+    let counted = |batch: &Batch| batch.targets.iter().filter(|&&t| t != IGNORE).count();
+    let targets: usize = batches.iter().map(counted).sum();
+    1.0 / (targets.max(1) * communicator.world()) as f64
+}
+
+fn ranges(model: &Gpt) -> Vec<Range<usize>> {
+    model.layout().entries().iter().map(|entry| entry.range()).collect()
+}
+
+fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], mean: f64) -> Done {
+    let Parts { model, params, grads, moments, arena, plan, communicator } = parts;
+    grads.clear();
+    let mut loss_lm = 0.0;
+    for batch in batches {
+        let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+        let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
+        let mut tape = Tape::recording(arena, params, grads);
+        let losses = model.loss(&mut tape, &rows, &targets, orders.weight * mean, orders.recompute);
+        loss_lm += sum_losses(&losses) * mean;
+        drop(losses);
+        tape.backward();
+        drop((tape, rows, targets));
+        arena.reset();
+    }
+    communicator.all_reduce_sum(grads.flat_mut());
+    let squares = grad_norm::sums_of_squares(arena, grads.flat(), &ranges(model));
+    let factor = clip::verdict(orders.weight * loss_lm, &squares, &orders.limits);
+    if let Some(factor) = factor {
+        optim::update(arena, plan, params, grads.flat(), moments, factor, orders.lr_factor);
+    }
+    Done { loss_lm, grad_norm: squares.iter().sum::<f64>().sqrt(), squares, is_applied: factor.is_some() }
+}
+
+/// Work that is done once as it is written, so that its kernels are loaded, then recorded, then replayed.
+#[derive(Default)]
+struct Recording {
+    is_warm: bool,
+    graph: Option<GraphId>,
+}
+
+impl Recording {
+    fn run(&mut self, gpu: &Gpu, records: bool, work: impl FnOnce()) -> anyhow::Result<()> {
+        match self.graph {
+            Some(graph) => gpu.replay(graph),
+            None if records && self.is_warm => {
+                let graph = gpu.capture(work);
+                let graph = graph.context("a step could not be recorded; --set device.graph=false does without")?;
+                self.graph = Some(graph);
+                gpu.replay(graph);
+            }
+            None => work(),
+        }
+        self.is_warm = true;
+        Ok(())
+    }
+}
+
+/// Steps on a GPU. All of its tensors lie there.
+pub struct GpuStep {
+    gpu: &'static Gpu,
+    records: bool,
+    gradients: Recording,
+    update: Recording,
+    /// Which of the driver's lanes brings the next micro-batch.
+    lane: usize,
+    /// It has been sent for.
+    is_ahead: bool,
+    seq_len: usize,
+    mean: f64,
+    tensors: Tensors,
+}
+
+struct Tensors {
+    /// `[3, N]` u32: tokens, targets, starts of documents.
+    batch: Tensor,
+    /// `[1]` f32: factor of every target's loss.
+    scale: Tensor,
+    /// `[1]` f64: sum of the losses.
+    total: Tensor,
+    /// `[5]` f64, see [`clip::knobs`].
+    knobs: Tensor,
+    /// f64 and f32, see [`clip::launch_verdict`].
+    report: Tensor,
+    verdict: Tensor,
+    /// f32, see [`optim::gpu::rates`].
+    rates: Tensor,
+    /// f64 and u32, see [`grad_norm::parts`].
+    partial: Tensor,
+    parts: Tensor,
+    firsts: Tensor,
+}
+
+impl GpuStep {
+    fn new(gpu: &'static Gpu, model: &Gpt, plan: &Plan, [rows, seq_len]: [usize; 2], records: bool) -> GpuStep {
+        let ranges = ranges(model);
+        let (parts, firsts) = grad_norm::parts(&ranges);
+        let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
+        let mut tensors = Tensors {
+            batch: zeros(3 * rows * seq_len, DType::U32),
+            scale: zeros(1, DType::F32),
+            total: zeros(1, DType::F64),
+            knobs: zeros(5, DType::F64),
+            report: zeros(clip::REPORT_SQUARES + ranges.len(), DType::F64),
+            verdict: zeros(2, DType::F32),
+            rates: zeros(optim::gpu::RATES * plan.groups.len(), DType::F32),
+            partial: zeros(parts.len() / 3, DType::F64),
+            parts: zeros(parts.len(), DType::U32),
+            firsts: zeros(firsts.len(), DType::U32),
+        };
+        tensors.parts.copy_from_slice(&parts);
+        tensors.firsts.copy_from_slice(&firsts);
+        let (gradients, update) = (Recording::default(), Recording::default());
+        GpuStep { gpu, records, gradients, update, lane: 0, is_ahead: false, seq_len, mean: 0.0, tensors }
+    }
+
+    /// Starts the transfer of a micro-batch.
+    fn bring(&mut self, batch: &Batch) {
+        let words = [&batch.tokens[..], &batch.targets, &batch.doc_start].concat();
+        self.gpu.prefetch(self.lane, bytemuck::cast_slice(&words));
+    }
+
+    fn start(&mut self, parts: &mut Parts, orders: &Orders, batches: &[Batch], mean: f64) -> anyhow::Result<()> {
+        self.mean = mean;
+        let tensors = &mut self.tensors;
+        parts.grads.clear();
+        tensors.total.clear();
+        tensors.scale.copy_from_slice(&[(orders.weight * mean) as f32]);
+        tensors.knobs.copy_from_slice(&clip::knobs(orders.weight, mean, &orders.limits));
+        tensors.rates.copy_from_slice(&optim::gpu::rates(parts.plan, parts.moments.updates + 1, orders.lr_factor));
+        for (i, batch) in batches.iter().enumerate() {
+            if !std::mem::take(&mut self.is_ahead) {
+                self.bring(batch);
+            }
+            self.tensors.batch.deliver(self.lane);
+            self.lane = (self.lane + 1) % LANES;
+            if let Some(next) = batches.get(i + 1) {
+                self.bring(next);
+                self.is_ahead = true;
+            }
+            let (gpu, seq_len, tensors) = (self.gpu, self.seq_len, &mut self.tensors);
+            self.gradients.run(gpu, self.records, || gradients(gpu, parts, orders.recompute, seq_len, tensors))?;
+            parts.arena.reset();
+        }
+        parts.communicator.all_reduce_sum(parts.grads.flat_mut());
+        let (gpu, tensors) = (self.gpu, &mut self.tensors);
+        self.update.run(gpu, self.records, || update(gpu, parts, tensors))?;
+        parts.arena.reset();
+        Ok(())
+    }
+
+    fn finish(&mut self, parts: &mut Parts) -> anyhow::Result<Done> {
+        let mut report = self.tensors.report.to_f64();
+        self.gpu.synchronise()?;
+        let squares = report.split_off(clip::REPORT_SQUARES);
+        let is_applied = report[2] != 0.0;
+        parts.moments.updates += u64::from(is_applied);
+        Ok(Done { loss_lm: report[0] * self.mean, grad_norm: report[1], squares, is_applied })
+    }
+}
+
+/// Adds the gradients of the micro-batch, and its losses to the total.
+fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize, tensors: &mut Tensors) {
+    let n = tensors.batch.elems() / 3;
+    let part = |i: usize| tensors.batch.view(i * n, [n]);
+    let rows = Rows { tokens: part(0), t: seq_len, doc_start: Some(part(2)) };
+    let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
+    let losses = parts.model.loss(&mut tape, &rows, &part(1), Scale::At(tensors.scale.clone()), recompute);
+    clip::launch_losses(gpu, &mut tensors.total.whole_mut(), &losses);
+    drop(losses);
+    tape.backward();
+}
+
+/// The verdict on the gradients, and the update.
+fn update(gpu: &Gpu, parts: &mut Parts, tensors: &mut Tensors) {
+    let Tensors { total, knobs, report, verdict, rates, partial, parts: list, firsts, .. } = tensors;
+    let grads = parts.grads.flat();
+    grad_norm::launch_listed(gpu, &mut partial.whole_mut(), grads, list);
+    let seen = Evidence { total, partial, firsts, knobs };
+    clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
+    let (values, moments) = (parts.params.master_mut(), &mut *parts.moments);
+    optim::gpu::launch(gpu, parts.arena, parts.plan, values, grads, moments, (verdict, rates));
+    parts.params.round();
+}
