@@ -30,6 +30,30 @@ fn at(arena: &Arena, dtype: DType, shape: &[usize]) -> Tensor {
     tensor(arena, dtype, shape, &normals("mutation", shape.iter().product()))
 }
 
+/// One update of a matrix.
+fn muon_update(arena: &Arena) -> Vec<u8> {
+    let mut layout = Layout::default();
+    layout.push("matrix", [40, 50], Role::Matrix);
+    let (layout, plan) = (Arc::new(layout.clone()), Plan::new(Kind::Muon, &layout, 50, 1.0, None));
+    let mut params = Params::zeros(layout, DType::F32).to(arena.device());
+    let mut moments = Moments::zeros(&params);
+    update(arena, &plan, &mut params, &at(arena, DType::F32, &[2000]), &mut moments, 1.0, 1.0);
+    params.master().to_bytes()
+}
+
+fn verdict_on_a_step(arena: &Arena) -> Vec<u8> {
+    let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
+    let [mut total, partial, mut report] =
+        [1, 300, 5].map(|n| Tensor::from_f64(arena, [n], DType::F64, &normals("mutation", n)));
+    clip::launch_losses(gpu, &mut total.whole_mut(), &at(arena, DType::F32, &[1000]));
+    let knobs = Tensor::from_slice(arena, [5], &[1.0, 1.0, 0.5, f64::INFINITY, f64::INFINITY]);
+    let firsts = ids(arena, &[0, 100, 300]);
+    let mut verdict = Tensor::uninit(arena, [2], DType::F32);
+    let seen = Evidence { total: &total, partial: &partial, firsts: &firsts, knobs: &knobs };
+    clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
+    [report.to_bytes(), verdict.to_bytes()].concat()
+}
+
 /// Runs the kernels of a file, at sizes where every barrier has something to separate; the bytes of the results.
 fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
     let bytes = |tensors: &[&Tensor]| -> Vec<u8> { tensors.iter().flat_map(|tensor| tensor.to_bytes()).collect() };
@@ -120,27 +144,8 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
                 grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), std::slice::from_ref(&(0..5000)));
             sums[0].to_le_bytes().to_vec()
         }
-        "grad_norm" => {
-            let mut layout = Layout::default();
-            layout.push("matrix", [40, 50], Role::Matrix);
-            let (layout, plan) = (Arc::new(layout.clone()), Plan::new(Kind::Muon, &layout, 50, 1.0, None));
-            let mut params = Params::zeros(layout.clone(), dtype).to(arena.device());
-            let mut moments = Moments::zeros(&params);
-            update(arena, &plan, &mut params, &at(arena, DType::F32, &[2000]), &mut moments, 1.0, 1.0);
-            bytes(&[params.master()])
-        }
-        "clip" => {
-            let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
-            let [mut total, partial, mut report] =
-                [1, 300, 5].map(|n| Tensor::from_f64(arena, [n], DType::F64, &normals("mutation", n)));
-            clip::launch_losses(gpu, &mut total.whole_mut(), &at(arena, DType::F32, &[1000]));
-            let knobs = Tensor::from_slice(arena, [5], &[1.0, 1.0, 0.5, f64::INFINITY, f64::INFINITY]);
-            let firsts = ids(arena, &[0, 100, 300]);
-            let mut verdict = Tensor::uninit(arena, [2], DType::F32);
-            let seen = Evidence { total: &total, partial: &partial, firsts: &firsts, knobs: &knobs };
-            clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
-            bytes(&[&report, &verdict])
-        }
+        "grad_norm" => muon_update(arena),
+        "clip" => verdict_on_a_step(arena),
         other => panic!("kernels/{other}.cu synchronises and has no scenario here"),
     }
 }
