@@ -1,8 +1,9 @@
 //! The driver that runs launches on an NVIDIA card, through the CUDA driver API, which is found at run time: the one
 //! executable starts on machines without it.
 //!
-//! One context (the device's primary one), one stream, and a second one that brings batches while the first computes. Every call makes the context current first, so that any thread may
-//! call. Code without a module for the card is compiled by NVRTC where that library is present.
+//! One context (the device's primary one), one stream, and a second one that brings batches while the first computes. Every
+//! call makes the context current first, so that any thread may call. Code without a module for the card is compiled by NVRTC
+//! where that library is present.
 
 use super::{
     Address, Arg, Capability, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, LANES, Memory, ModuleId,
