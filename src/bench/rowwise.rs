@@ -248,7 +248,7 @@ fn softcap_rows(dtype: DType, [n, c]: [usize; 2]) -> [Row; 2] {
 /// Reads every gradient once. The sums are wanted on the host, so a card is waited for.
 fn grad_norm_row(n: usize) -> Row {
     let work = bytes(DType::F32, n);
-    Row::new(["grad_norm", "fwd", "part_per_block"], DType::F32, &[("N", n)], work, move |stage| {
+    Row::new(["grad_norm", "fwd", "listed_part_per_block"], DType::F32, &[("N", n)], work, move |stage| {
         let (flat, arena) = (stage.normals([n], DType::F32), stage.arena.clone());
         let host = crate::tensor::Arena::new(4096).expect("address space");
         Box::new(move || {
