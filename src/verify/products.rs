@@ -122,7 +122,7 @@ fn transposed(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
 
 /// `M N K`. In bf16 rows lie 16, 8, 4 and 2 bytes apart, of A and of B; sizes divide no tile, there is more than one tile each
 /// way, and fewer and more steps along K than the pipeline has stages. The last two have K in parts.
-const GEMM: [[usize; 3]; 11] = [
+pub const GEMM: [[usize; 3]; 11] = [
     [1, 1, 1],
     [97, 33, 65],
     [200, 70, 17],
@@ -136,20 +136,25 @@ const GEMM: [[usize; 3]; 11] = [
     [30, 9, 1601],
 ];
 
+/// Types of the operands and of the result of products that there are kernels for.
+pub const GEMM_TYPES: [[DType; 2]; 3] =
+    [[DType::F32, DType::F32], [DType::Bf16, DType::Bf16], [DType::Bf16, DType::F32]];
+
 /// Matrix products on a GPU: every transpose and type, both write modes, added to another matrix with scales of both sides, and
 /// by the twin on plain cores.
 ///
 /// # Errors
 /// The first element that is wrong, or what the device says.
 pub fn gemm_on(gpu: &'static Gpu, extent: Extent) -> Cases {
-    pick(&GEMM, 7, extent).try_for_each(|&size| {
-        [(DType::F32, DType::F32), (DType::Bf16, DType::Bf16), (DType::Bf16, DType::F32)]
-            .into_iter()
-            .try_for_each(|types| gemm_case(gpu, size, types))
-    })
+    pick(&GEMM, 7, extent)
+        .try_for_each(|&size| GEMM_TYPES.into_iter().try_for_each(|types| gemm_case(gpu, size, types).map(|_| ())))
 }
 
-fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], (from, to): (DType, DType)) -> Cases {
+/// One size in every transpose; the bits of all results but the twin's.
+///
+/// # Errors
+/// As [`gemm_on`].
+pub fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], [from, to]: [DType; 2]) -> Result<Vec<u8>, String> {
     let host = Arena::new(1 << 22).map_err(|error| error.to_string())?;
     let rounded = |values: &[f64], dtype| at(&host, dtype, [values.len()], values).to_f64();
     let (a, b) = (rounded(&normals("gemm a", m * k), from), rounded(&normals("gemm b", k * n), from));
@@ -158,6 +163,7 @@ fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], (from, to): (DType
     let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
     let onto: Vec<f64> = once.iter().zip(&d).map(|(p, d)| -0.75 * p + 2.5 * d).collect();
     let bound = 4.0 * unit(to) * (k as f64).sqrt();
+    let mut bits = Vec::new();
     for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
         let arena = Arena::scattered(gpu);
         let make = |x: &[f64], rows: usize, cols: usize, flip: bool| match flip {
@@ -172,15 +178,20 @@ fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], (from, to): (DType
         let what = format!("gemm {size:?} {from} to {to}, transposed {a_t} {b_t}");
         gemm(&arena, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
         close(&what, &c.to_f64(), &once, bound)?;
+        bits.extend(c.to_bytes());
         gemm(&arena, &mut c.whole_mut(), left, right, WriteMode::Accumulate);
         close(&format!("{what}, added"), &c.to_f64(), &twice, bound)?;
+        bits.extend(c.to_bytes());
         let mut c = Tensor::uninit(&arena, [m, n], to);
         gemm_onto(&arena, &mut c.whole_mut(), &at(&arena, to, [m, n], &d), left, right, [-0.75, 2.5]);
         close(&format!("{what}, onto another"), &c.to_f64(), &onto, bound)?;
+        bits.extend(c.to_bytes());
         let mut c = Tensor::uninit(&arena, [m, n], to);
         gemm_naive(&mut c.whole_mut(), left, right, WriteMode::Overwrite);
         close(&format!("{what}, on plain cores"), &c.to_f64(), &once, bound)?;
+        gemm_naive(&mut c.whole_mut(), left, right, WriteMode::Accumulate);
+        close(&format!("{what}, added on plain cores"), &c.to_f64(), &twice, bound)?;
         told(gpu, &what)?;
     }
-    Ok(())
+    Ok(bits)
 }
