@@ -67,14 +67,8 @@ impl<'a> Cluster<'a> {
     /// Addresses of all lanes, before generic ones are resolved.
     #[inline]
     pub(super) fn addresses(&self, warp: &Warp, address: Address) -> L64 {
-        let mut out = L64::ZERO;
-        self.put_addresses(warp, address, &mut out);
-        out
-    }
-
-    /// The same, to a given place.
-    #[inline]
-    pub(super) fn put_addresses(&self, warp: &Warp, address: Address, out: &mut L64) {
+        let mut addresses = L64::ZERO;
+        let out = &mut addresses;
         match address.base {
             AddressBase::Register32(slot) => {
                 let (base, offset) = (&warp.regs.narrow[slot as usize], address.offset as u32);
@@ -90,6 +84,7 @@ impl<'a> Cluster<'a> {
             }
             _ => out.0.fill(self.variable_address(warp, address)),
         }
+        addresses
     }
 
     /// Resolves generic addresses in place and calls `then` for each space with its lanes.
