@@ -6,13 +6,13 @@
 //   rstd      [N]     f32, =
 //   x         [N, C]
 //   residual  [N, C]  or null
-//   gain      [C]
+//   gain      [C] or null: 1
 // Saves x (the sum, where there is one) and rstd. Must move 2 N C elements, fused 4 N C.
 //
 // Backward, with d = dy g: dx = r d - x r^3 mean(d x) (+ dsum), dgain = sum over rows of dy x r
 //   dx       [N, C]  =; may be dsum
-//   partial  [P, C]  f32, =; row p is the sum over the rows of block p; `row_sum` adds them up
-//   x, rstd  saved;  dy [N, C];  dsum [N, C] the residual's own gradient or null;  gain [C]
+//   partial  [P, C]  f32, =; row p is the sum over the rows of block p; `row_sum` adds them up; null without a gain
+//   x, rstd  saved;  dy [N, C];  dsum [N, C] the residual's own gradient or null;  gain [C] or null
 // Must move 3 N C elements, fused 4 N C.
 //
 // Geometry: `warp_per_row` for C <= 1024: blocks of 8 warps, forward ceil(N / 8) of them, backward P. `block_per_row` for
@@ -24,6 +24,18 @@ constexpr u32 BLOCK = 512;
 // Numbers of a thread: 32 lanes of 32 are 1024, 512 threads of 16 are 8192. More would spill in backward.
 constexpr u32 WARP_V = 32;
 constexpr u32 BLOCK_V = 16;
+
+template <u32 W, typename E>
+__device__ __forceinline__ void load_gain(float (&r)[W], const E* ggain, u32 i) {
+    if (ggain != nullptr) {
+        load_vector<W>(r, ggain + i);
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < W; k++) {
+            r[k] = 1.0f;
+        }
+    }
+}
 
 template <typename E, u32 LANES, u32 V, u32 W, typename Sum>
 __device__ __forceinline__ void forward_row(E* gy, E* gsum, float* grstd, const E* gx, const E* gresidual, const E* ggain, float eps,
@@ -49,7 +61,7 @@ __device__ __forceinline__ void forward_row(E* gy, E* gsum, float* grstd, const 
     }
     for_packs<LANES, V, W>(c, lane, [&](u32 p, u32 i) {
         float g[W], y[W];
-        load_vector<W>(g, ggain + i);
+        load_gain<W>(g, ggain, i);
 #pragma unroll
         for (u32 k = 0; k < W; k++) {
             y[k] = x.r[p][k] * r * g[k];
@@ -69,7 +81,7 @@ __device__ __forceinline__ void backward_row(E* gdx, RowPart<V, W>& dgain, const
         float g[W];
         load_vector<W>(x.r[p], gx + start + i);
         load_vector<W>(d.r[p], gdy + start + i);
-        load_vector<W>(g, ggain + i);
+        load_gain<W>(g, ggain, i);
 #pragma unroll
         for (u32 k = 0; k < W; k++) {
             dgain.r[p][k] += d.r[p][k] * r * x.r[p][k];
@@ -109,6 +121,9 @@ __device__ __forceinline__ void backward_warp(E* gdx, float* gpartial, const E* 
     for (u64 row = blockIdx.x * 8ull + warp; row < n; row += gridDim.x * 8ull) {
         backward_row<E, WARP, WARP_V, W>(gdx, dgain, gx, grstd, gdy, gdsum, ggain, row, c, lane, [](float x) { return warp_sum(x); });
     }
+    if (gpartial == nullptr) {
+        return;  // without a gain; the same for all threads
+    }
     for_packs<WARP, WARP_V, W>(c, lane, [&](u32 p, u32 i) { store_vector<W>(&spartial[warp][i], dgain.r[p]); });
     __syncthreads();  // the shares of all eight warps are there
     for (u32 i = threadIdx.x; i < c; i += 8 * WARP) {
@@ -136,6 +151,9 @@ __device__ __forceinline__ void backward_block(E* gdx, float* gpartial, const E*
     for (u64 row = blockIdx.x; row < n; row += gridDim.x) {
         backward_row<E, BLOCK, BLOCK_V, W>(gdx, dgain, gx, grstd, gdy, gdsum, ggain, row, c, threadIdx.x,
                                   [&](float x) { return block_sum<BLOCK>(x, s, round++); });
+    }
+    if (gpartial == nullptr) {
+        return;  // without a gain
     }
     for_packs<BLOCK, BLOCK_V, W>(c, threadIdx.x, [&](u32 p, u32 i) {
         store_vector<W>(gpartial + static_cast<u64>(blockIdx.x) * c + i, dgain.r[p]);

@@ -3,13 +3,17 @@
 //! A [`Node`] names the op, its operands by id and what backward keeps. A value lives as long as somebody holds it: the
 //! model while it still uses it, a node that saved it, nobody else; so activations go back to the arena early, in forward
 //! and, node by node, in backward. Losses are leaves that carry their factor, so [`Tape::backward`] takes no root.
-//! The tape knows ops and parameters; it knows no model.
+//! The tape knows ops and parameters; it knows no model. Ops of parts beyond the backbone are in `tape/parts.rs`.
+
+mod parts;
 
 use crate::ops::rope::{Heads, QkNorm, Table};
 use crate::ops::{add, attention, embedding, linear, lm_loss, mlp, rmsnorm, rope, scale_grad, softcap};
-use crate::tensor::{Arena, Grads, ParamId, Params, Span, Tensor};
+use crate::tensor::{Arena, Grads, ParamId, Params, Scale, Span, Tensor};
 use std::fmt;
 use std::sync::Arc;
+
+pub use parts::{BlendParams, ConceptParams, PartNode};
 
 /// Which value of the tape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -64,16 +68,17 @@ impl fmt::Debug for Segment {
 pub enum Node {
     Embedding { y: VarId, table: ParamId, tokens: Tensor },
     Linear { y: VarId, x: VarId, weight: Span, residual: Option<VarId>, saved: linear::Saved },
-    RmsNorm { y: VarId, x: VarId, gain: ParamId, saved: rmsnorm::Saved },
+    RmsNorm { y: VarId, x: VarId, gain: Option<ParamId>, saved: rmsnorm::Saved },
     AddRmsNorm { sum: VarId, y: VarId, residual: VarId, delta: VarId, gain: ParamId, saved: rmsnorm::Saved },
     Rope { y: VarId, x: VarId, heads: Heads, t: usize, table: Table, norm: Option<QkNormParams>, saved: rope::Saved },
     Attention { y: VarId, qkv: VarId, heads: Heads, t: usize, saved: attention::Saved },
     Mlp { y: VarId, x: VarId, weights: MlpParams, residual: Option<VarId>, saved: mlp::Saved },
     Add { y: VarId, a: VarId, b: VarId },
     Softcap { y: VarId, x: VarId, saved: softcap::Saved },
-    ScaleGrad { y: VarId, x: VarId, rho: f64 },
+    ScaleGrad { y: VarId, x: VarId, rho: Scale },
     Checkpoint { y: VarId, x: VarId, input: Tensor, segment: Segment },
-    LmLoss { x: VarId, dx: Tensor },
+    Part(PartNode),
+    Loss { name: &'static str, x: VarId, dx: Tensor },
 }
 
 /// Records ops and walks back over them. Without gradients to add to, it records nothing.
@@ -155,9 +160,11 @@ impl<'a> Tape<'a> {
         y
     }
 
-    /// RMSNorm with gain.
-    pub fn rmsnorm(&mut self, x: &Var, gain: ParamId, eps: f64) -> Var {
-        let (y, saved) = rmsnorm::forward(self.arena, &x.value, &self.params.view(gain), eps);
+    /// RMSNorm, with a gain or without.
+    pub fn rmsnorm(&mut self, x: &Var, gain: impl Into<Option<ParamId>>, eps: f64) -> Var {
+        let gain = gain.into();
+        let value = gain.map(|gain| self.params.view(gain));
+        let (y, saved) = rmsnorm::forward(self.arena, &x.value, value.as_ref(), eps);
         let y = self.var(y);
         self.record(|| Node::RmsNorm { y: y.id, x: x.id, gain, saved });
         y
@@ -230,7 +237,8 @@ impl<'a> Tape<'a> {
     }
 
     /// The same value, its gradient scaled by `rho`.
-    pub fn scale_grad(&mut self, x: &Var, rho: f64) -> Var {
+    pub fn scale_grad(&mut self, x: &Var, rho: impl Into<Scale>) -> Var {
+        let rho = rho.into();
         let y = self.var(scale_grad::forward(&x.value));
         self.record(|| Node::ScaleGrad { y: y.id, x: x.id, rho });
         y
@@ -258,7 +266,7 @@ impl<'a> Tape<'a> {
         weight: ParamId,
         targets: &Tensor,
         softcap: Option<f64>,
-        grad_scale: impl Into<lm_loss::Scale>,
+        grad_scale: impl Into<Scale>,
     ) -> Tensor {
         let gradients = match &mut self.grads {
             Some(grads) if self.recording => {
@@ -269,7 +277,7 @@ impl<'a> Tape<'a> {
         let head = self.params.view(weight);
         let (losses, dx) = lm_loss::forward(self.arena, &x.value, &head, targets, softcap, gradients);
         if let Some(dx) = dx {
-            self.record(|| Node::LmLoss { x: x.id, dx });
+            self.record(|| Node::Loss { name: "lm_loss", x: x.id, dx });
         }
         losses
     }
@@ -334,8 +342,9 @@ impl<'a> Tape<'a> {
             }
             Node::RmsNorm { y, x, gain, saved } => {
                 if let Some(dy) = self.take(y) {
-                    let (value, own) = (params.view(gain), self.take(x));
-                    let dx = rmsnorm::backward(arena, &mut self.grads().view_mut(gain), &dy, own, &value, &saved);
+                    let (value, own) = (gain.map(|gain| params.view(gain)), self.take(x));
+                    let mut dgain = gain.map(|gain| self.grads().view_mut(gain));
+                    let dx = rmsnorm::backward(arena, dgain.as_mut(), &dy, own, value.as_ref(), &saved);
                     self.accumulate(x, dx);
                 }
             }
@@ -395,7 +404,7 @@ impl<'a> Tape<'a> {
             }
             Node::ScaleGrad { y, x, rho } => {
                 if let Some(dy) = self.take(y) {
-                    self.accumulate(x, scale_grad::backward(arena, dy, rho));
+                    self.accumulate(x, scale_grad::backward(arena, dy, &rho));
                 }
             }
             Node::Checkpoint { y, x, input, segment } => {
@@ -411,7 +420,8 @@ impl<'a> Tape<'a> {
                     }
                 }
             }
-            Node::LmLoss { x, dx } => self.accumulate(x, dx),
+            Node::Part(node) => self.backward_part(node),
+            Node::Loss { x, dx, .. } => self.accumulate(x, dx),
         }
     }
 
@@ -435,7 +445,9 @@ impl fmt::Display for Tape<'_> {
                 Node::Linear { y, x, weight, residual, .. } => {
                     writeln!(f, "{y} = linear {x} {}{}", span(*weight), onto(residual))
                 }
-                Node::RmsNorm { y, x, gain, .. } => writeln!(f, "{y} = rmsnorm {x} {}", name(*gain)),
+                Node::RmsNorm { y, x, gain, .. } => {
+                    writeln!(f, "{y} = rmsnorm {x}{}", gain.map_or(String::new(), |gain| format!(" {}", name(gain))))
+                }
                 Node::AddRmsNorm { sum, y, residual, delta, gain, .. } => {
                     writeln!(f, "{sum}, {y} = add_rmsnorm {residual} {delta} {}", name(*gain))
                 }
@@ -448,9 +460,10 @@ impl fmt::Display for Tape<'_> {
                 }
                 Node::Add { y, a, b } => writeln!(f, "{y} = add {a} {b}"),
                 Node::Softcap { y, x, saved } => writeln!(f, "{y} = softcap {x} {}", saved.cap),
-                Node::ScaleGrad { y, x, rho } => writeln!(f, "{y} = scale_grad {x} {rho}"),
+                Node::ScaleGrad { y, x, .. } => writeln!(f, "{y} = scale_grad {x}"),
                 Node::Checkpoint { y, x, segment, .. } => writeln!(f, "{y} = checkpoint {x} {segment:?}"),
-                Node::LmLoss { x, .. } => writeln!(f, "lm_loss {x}"),
+                Node::Part(node) => node.write(f),
+                Node::Loss { name, x, .. } => writeln!(f, "{name} {x}"),
             }?;
         }
         Ok(())

@@ -6,6 +6,7 @@
 mod attention;
 pub mod measure;
 mod optim;
+mod parts;
 mod products;
 mod rowwise;
 mod train_step;
@@ -112,7 +113,7 @@ impl Row {
 /// Every row of a size, bf16 first, which matters most where time is short.
 pub fn rows(size: Size) -> Vec<Row> {
     let of = |dtype: DType| {
-        let parts = [rowwise::rows, products::rows, attention::rows, optim::rows, train_step::rows];
+        let parts = [rowwise::rows, products::rows, attention::rows, parts::rows, optim::rows, train_step::rows];
         parts.into_iter().flat_map(move |rows| rows(size, dtype))
     };
     of(DType::Bf16).chain(of(DType::F32)).collect()

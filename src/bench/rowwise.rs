@@ -26,7 +26,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
 }
 
 /// Rows and columns of the residual stream.
-fn stream(size: Size) -> [usize; 2] {
+pub(super) fn stream(size: Size) -> [usize; 2] {
     size.of([64, 256], [2048, 384], [16_384, 768])
 }
 
@@ -72,7 +72,7 @@ fn scale_grad_row(dtype: DType, [n, c]: [usize; 2]) -> Row {
     Row::new(["scale_grad", "bwd", "vector"], dtype, &[("N", n), ("C", c)], work, move |stage| {
         let (mut dy, arena) = (Some(stage.normals([n, c], dtype)), stage.arena.clone());
         // By -1, since anything else would drift to 0 or infinity.
-        Box::new(move || in_place(&mut dy, |dy| scale_grad::backward(&arena, dy, -1.0)))
+        Box::new(move || in_place(&mut dy, |dy| scale_grad::backward(&arena, dy, &(-1.0).into())))
     })
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod completions;
+pub mod concepts;
 pub mod data;
 pub mod doctor;
 pub mod eval;
@@ -34,6 +35,7 @@ enum Command {
     Sample(sample::SampleCommand),
     Eval(eval::EvalCommand),
     Logits(logits::LogitsCommand),
+    Concepts(concepts::ConceptsCommand),
     Tokenizer(tokenizer::TokenizerCommand),
     Data(data::DataCommand),
     Doctor(doctor::DoctorCommand),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Sample(command) => sample::run(command).map(|()| 0),
         Command::Eval(command) => eval::run(command).map(|()| 0),
         Command::Logits(command) => logits::run(command).map(|()| 0),
+        Command::Concepts(command) => concepts::run(command).map(|()| 0),
         Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),
         Command::Data(command) => data::run(command).map(|()| 0),
         Command::Doctor(command) => doctor::run(command).map(|()| 0),

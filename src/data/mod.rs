@@ -16,6 +16,7 @@ pub mod random;
 pub mod shards;
 pub mod source;
 pub mod spec;
+pub mod statistics;
 pub mod stories;
 pub mod synthetic;
 pub mod text;

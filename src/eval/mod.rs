@@ -3,13 +3,15 @@
 
 use crate::data::{Batch, IGNORE, Packer};
 use crate::model::gpt::{Recompute, Rows};
+use crate::model::losses::{LOSSES, Loss, LossKind, LossScales};
 use crate::model::{Gpt, ModelConfig};
 use crate::tape::Tape;
 use crate::tensor::{Arena, Params, Tensor};
 use crate::user_bail;
+use std::collections::BTreeMap;
 
 /// What a model achieves on held-out text.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Evaluation {
     /// Nats over the targets that stand for bytes, per byte of these, in bits: `sum nats / (ln 2 * bytes)`.
     pub bits_per_byte: f64,
@@ -19,6 +21,9 @@ pub struct Evaluation {
     pub tokens: usize,
     /// Bytes in `bits_per_byte`.
     pub bytes: u64,
+    /// Mean of each loss beyond the language model's, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<&'static str, f64>,
 }
 
 /// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch
@@ -37,6 +42,7 @@ pub fn bits_per_byte(
 ) -> anyhow::Result<Evaluation> {
     let (mut nats, mut nats_with_bytes) = (0.0, 0.0);
     let (mut tokens, mut bytes, mut seen) = (0, 0, 0);
+    let mut parts = [(0.0, 0); LOSSES];
     loop {
         let batch = packer.next_batch()?;
         let size = batch.targets.len();
@@ -45,7 +51,7 @@ pub fn bits_per_byte(
         }
         check_batch(model.config(), &batch)?;
         seen += size;
-        let losses = losses(model, params, arena, &batch);
+        let losses = losses(model, params, arena, &batch, &mut parts);
         arena.device().synchronise()?;
         for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
             nats += loss;
@@ -63,18 +69,32 @@ pub fn bits_per_byte(
         user_bail!("none of the {tokens} tokens evaluated stands for text; give other data");
     }
     let bits_per_byte = nats_with_bytes / (std::f64::consts::LN_2 * bytes as f64);
-    Ok(Evaluation { bits_per_byte, loss: nats / tokens as f64, tokens, bytes })
+    let means = model.loss_kinds().into_iter().filter(|&kind| kind != LossKind::Lm).filter_map(|kind| {
+        let (sum, count) = parts[kind.index()];
+        (count > 0).then(|| (kind.name(), sum / count as f64))
+    });
+    Ok(Evaluation { bits_per_byte, loss: nats / tokens as f64, tokens, bytes, parts: means.collect() })
 }
 
-/// Nats of every target of `batch`, 0 where it is ignored.
-fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch) -> Vec<f64> {
+/// Nats of every target of `batch`, 0 where it is ignored; adds sum and number of every loss to `parts`.
+fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch, parts: &mut [(f64, usize); LOSSES]) -> Vec<f64> {
     let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
     let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
     let mut tape = Tape::inference(arena, params);
-    let losses = model.loss(&mut tape, &rows, &targets, 1.0, Recompute::Nothing).to_f64();
+    let all = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let counts = model.counts(&batch.tokens, &batch.targets, batch.seq_len, Some(&batch.doc_start));
+    let mut lm = Vec::new();
+    for Loss { kind, values } in all {
+        let values = values.to_f64();
+        let (sum, count) = &mut parts[kind.index()];
+        (*sum, *count) = (*sum + values.iter().sum::<f64>(), *count + counts[kind.index()]);
+        if kind == LossKind::Lm {
+            lm = values;
+        }
+    }
     drop((tape, rows, targets));
     arena.reset();
-    losses
+    lm
 }
 
 fn check_batch(config: &ModelConfig, batch: &Batch) -> anyhow::Result<()> {

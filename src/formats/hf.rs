@@ -1,10 +1,10 @@
 //! Hugging Face's `config.json`, both spellings of rotary settings, and parameters by Hugging Face's names.
 //!
 //! A backbone without QK-norm is a `LlamaForCausalLM`, with it a `Qwen3ForCausalLM`; options that neither knows (soft-cap,
-//! windows without QK-norm) make it a `NanochatForCausalLM`, which `transformers` refuses instead of computing wrongly.
+//! windows without QK-norm, parts beyond the backbone) make it a `NanochatForCausalLM`, which `transformers` refuses instead of computing wrongly.
 
 use super::safetensors::Reader;
-use crate::model::{Gpt, ModelConfig};
+use crate::model::{Gpt, ModelConfig, Parts};
 use crate::ops::rope::Llama3Scaling;
 use crate::tensor::{DType, Elem, Float, ParamId, Params};
 use crate::{user_bail, user_error};
@@ -20,7 +20,8 @@ pub struct SpecialIds {
 /// `config.json` of a model.
 pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
     let windows = config.has_windows();
-    let (architecture, model_type) = if config.softcap > 0.0 || config.document_mask || (windows && !config.qk_norm) {
+    let is_ours = config.softcap > 0.0 || config.document_mask || !config.parts.is_plain();
+    let (architecture, model_type) = if is_ours || (windows && !config.qk_norm) {
         ("NanochatForCausalLM", "nanochat")
     } else if config.qk_norm {
         ("Qwen3ForCausalLM", "qwen3")
@@ -69,16 +70,17 @@ pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
         object.insert("sliding_window".into(), if windows { config.window.into() } else { Value::Null });
     }
     // What Hugging Face has no word for; read back by this program, ignored by others.
-    object.insert(
-        "nanochat".into(),
-        json!({
-            "qk_norm": config.qk_norm,
-            "window_pattern": config.window_pattern,
-            "window": config.window,
-            "softcap": config.softcap,
-            "document_mask": config.document_mask,
-        }),
-    );
+    let mut own = json!({
+        "qk_norm": config.qk_norm,
+        "window_pattern": config.window_pattern,
+        "window": config.window,
+        "softcap": config.softcap,
+        "document_mask": config.document_mask,
+    });
+    if !config.parts.is_plain() {
+        own["parts"] = serde_json::to_value(&config.parts).expect("plain values");
+    }
+    object.insert("nanochat".into(), own);
     out
 }
 
@@ -129,9 +131,15 @@ pub fn parse_config(value: &Value, file: &str) -> anyhow::Result<ModelConfig> {
         window: own("window").and_then(Value::as_u64).map_or(window, |w| w as usize),
         softcap: own("softcap").and_then(Value::as_f64).unwrap_or(0.0),
         document_mask: own("document_mask").and_then(Value::as_bool).unwrap_or(false),
+        parts: own("parts").map_or_else(|| Ok(Parts::default()), |parts| parts_of(parts, file))?,
     };
     config.validate().map_err(|e| user_error!("{file}: {e}"))?;
     Ok(config)
+}
+
+fn parts_of(value: &Value, file: &str) -> anyhow::Result<Parts> {
+    serde_json::from_value(value.clone())
+        .map_err(|e| user_error!("{file}: the model's parts: {e}; it may be of a newer program"))
 }
 
 struct Fields<'a> {

@@ -47,6 +47,14 @@ pub struct Generation {
     pub finish: Finish,
 }
 
+/// A token as it is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    pub id: u32,
+    /// Weights of Id, Ego and Superego where it was decided, of a model that has them.
+    pub psyche: Option<[f32; 3]>,
+}
+
 /// Generates a sequence; `on_token` sees every token as soon as it is drawn, and ends the sequence by breaking. Prompt
 /// and generated tokens together are at most `max_seq_len`. `params` are those of `model`.
 ///
@@ -57,7 +65,7 @@ pub fn generate(
     params: &Params,
     sampler: &Sampler,
     request: &Request,
-    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    on_token: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> anyhow::Result<Generation> {
     let (config, prompt) = (model.config(), request.prompt);
     check_prompt(config, prompt)?;
@@ -73,7 +81,7 @@ pub fn generate(
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
-        let logits = next_logits(model, params, &arena, &pending, &mut cache);
+        let (logits, psyche) = next(model, params, &arena, &pending, &mut cache);
         device.synchronise()?;
         let position = prompt.len() + tokens.len();
         let next = sampler
@@ -83,7 +91,7 @@ pub fn generate(
             return Ok(Generation { tokens, finish: Finish::Stopped });
         }
         tokens.push(next);
-        if on_token(next).is_break() {
+        if on_token(Drawn { id: next, psyche }).is_break() {
             return Ok(Generation { tokens, finish: Finish::Stopped });
         }
         pending.clear();
@@ -110,12 +118,20 @@ pub fn check_prompt(config: &ModelConfig, prompt: &[u32]) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Appends `pending` to the cached sequence; the logits `[V]` of what follows.
-fn next_logits(model: &Gpt, params: &Params, arena: &Arena, pending: &[u32], cache: &mut KvCache) -> Vec<f32> {
-    let mut last = Vec::new();
+/// Appends `pending` to the cached sequence; the logits `[V]` of what follows, and the weights of the stages.
+fn next(
+    model: &Gpt,
+    params: &Params,
+    arena: &Arena,
+    pending: &[u32],
+    cache: &mut KvCache,
+) -> (Vec<f32>, Option<[f32; 3]>) {
+    let mut last = (Vec::new(), None);
     for piece in pending.chunks(PREFILL_TOKENS) {
-        let logits = model.next_logits(&mut Tape::inference(arena, params), piece, cache);
-        last = logits.cast(arena, DType::F32).to(Device::Cpu).as_slice::<f32>().to_vec();
+        let output = model.next(&mut Tape::inference(arena, params), piece, cache);
+        let logits = output.logits.cast(arena, DType::F32).to(Device::Cpu).as_slice::<f32>().to_vec();
+        let weights = output.psyche.map(|weights| weights.to_f64());
+        last = (logits, weights.map(|w| [w[0] as f32, w[1] as f32, w[2] as f32]));
     }
     arena.reset();
     last

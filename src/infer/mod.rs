@@ -5,7 +5,7 @@ pub mod generate;
 pub mod sampler;
 pub mod text;
 
-pub use generate::{Finish, Generation, Request, check_prompt, generate};
+pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate};
 pub use sampler::{Sampler, SamplerOptions};
 pub use text::{Utf8Stream, end_ids};
 

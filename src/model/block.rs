@@ -8,7 +8,7 @@ use crate::ops::attention::{self, Mask};
 use crate::ops::linear;
 use crate::ops::rope::Table;
 use crate::tape::{MlpParams, QkNormParams, Tape, Var};
-use crate::tensor::{Layout, ParamId, Role, Span, Tensor};
+use crate::tensor::{Init, Layout, ParamId, Role, Span, Tensor};
 
 /// The parameters of a block.
 #[derive(Clone, Debug)]
@@ -70,18 +70,21 @@ impl Block {
     pub fn new(layout: &mut Layout, config: &ModelConfig, layer: usize) -> Block {
         let (c, d, f) = (config.width, config.head_dim, config.ffn_width);
         let (q_rows, kv_rows) = (config.heads * d, config.kv_heads * d);
-        let mut matrix = |name: &str, rows: usize, cols: usize| {
-            layout.push(format!("model.layers.{layer}.{name}.weight"), [rows, cols], Role::Matrix)
+        let mut matrix = |name: &str, rows: usize, cols: usize, init: Init| {
+            layout.push_init(format!("model.layers.{layer}.{name}.weight"), [rows, cols], Role::Matrix, init)
         };
-        let q = matrix("self_attn.q_proj", q_rows, c);
-        matrix("self_attn.k_proj", kv_rows, c);
-        matrix("self_attn.v_proj", kv_rows, c);
-        let output = matrix("self_attn.o_proj", c, q_rows);
-        let gate = matrix("mlp.gate_proj", f, c);
-        matrix("mlp.up_proj", f, c);
-        let down = matrix("mlp.down_proj", c, f);
-        let mut gain =
-            |name: &str, elems: usize| layout.push(format!("model.layers.{layer}.{name}.weight"), [elems], Role::Gain);
+        let input = Init::fan_in(c);
+        let q = matrix("self_attn.q_proj", q_rows, c, input);
+        matrix("self_attn.k_proj", kv_rows, c, input);
+        matrix("self_attn.v_proj", kv_rows, c, input);
+        let output = matrix("self_attn.o_proj", c, q_rows, Init::ZERO);
+        let gate = matrix("mlp.gate_proj", f, c, input);
+        matrix("mlp.up_proj", f, c, input);
+        let down = matrix("mlp.down_proj", c, f, Init::ZERO);
+        let mut gain = |name: &str, elems: usize| {
+            let name = format!("model.layers.{layer}.{name}.weight");
+            layout.push_init(name, [elems], Role::Gain, Init::Constant(1.0))
+        };
         let attention_gain = gain("input_layernorm", c);
         let mlp_gain = gain("post_attention_layernorm", c);
         let qk_norm = config.qk_norm.then(|| QkNormParams {
@@ -91,6 +94,21 @@ impl Block {
         });
         let (qkv, gate_up) = (Span { first: q, count: 3 }, Span { first: gate, count: 2 });
         Block { layer, attention_gain, qkv, qk_norm, output, mlp_gain, mlp: MlpParams { gate_up, down } }
+    }
+
+    /// Its number, from 0.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Appends the keys and values of the next tokens of a cached sequence, of which nothing else is wanted.
+    pub fn remember(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, h: &Var, cache: &mut KvCache) {
+        let t = h.value().shape().rows_cols()[0];
+        let x = tape.rmsnorm(h, self.attention_gain, config.norm_eps);
+        let qkv = tape.linear(&x, self.qkv);
+        let qkv = tape.rope(qkv, config.attention_heads(), t, cache.len(), table, self.qk_norm);
+        let arena = tape.arena();
+        cache.append(arena, config, self.layer, qkv.value());
     }
 
     /// Runs over rows of `t` tokens, or over the next `t` tokens of a cached sequence.

@@ -1,5 +1,6 @@
 //! What a model is made of: the extents and options of the backbone, the depth dial, and what they cost.
 
+use super::parts::Parts;
 use crate::error::UserError;
 use crate::ops::rope::{Heads, Llama3Scaling};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct ModelConfig {
     pub softcap: f64,
     /// Tokens attend inside their own document only.
     pub document_mask: bool,
+    /// What there is beyond the backbone.
+    #[serde(default)]
+    pub parts: Parts,
 }
 
 /// Largest width of anything in a model: a bound that keeps every product of extents in range.
@@ -79,6 +83,7 @@ impl ModelConfig {
             window: (max_seq_len / 2).max(1),
             softcap: 0.0,
             document_mask: false,
+            parts: Parts::default(),
         }
     }
 
@@ -170,6 +175,7 @@ impl ModelConfig {
         if !(self.softcap.is_finite() && self.softcap >= 0.0) {
             return fail(format!("model.softcap = {} must be 0 (none) or positive", self.softcap));
         }
+        self.parts.validate(self)?;
         if self.vocab_size > (u32::MAX - 1) as usize {
             return fail(format!("model.vocab_size = {} is too large; lower it", self.vocab_size));
         }
@@ -202,6 +208,7 @@ impl ModelConfig {
             };
             (12.0 * (self.heads * self.head_dim) as f64 * seen) as u64
         };
-        6 * self.matmul_params() + (0..self.layers).map(per_layer).sum::<u64>()
+        let trunk = 6 * self.matmul_params() + (0..self.layers).map(per_layer).sum::<u64>();
+        trunk + self.parts.train_flops_per_token(self)
     }
 }

@@ -1,16 +1,22 @@
 //! The GPT: embedding, blocks in three stages, final norm, LM head; its parameter layout and initial values.
 //!
-//! `h_0 = E[x]`, `h_{l+1} = block_l(h_l)`, `logits = cap(W_lm n(h_L))`. Tied models use `E` as `W_lm`.
+//! `h_0 = E[x]`, `h_{l+1} = block_l(h_l)`, `logits = cap(W_lm n(y))`, `y` the last stream, or the blend of three. Tied models use
+//! `E` as `W_lm`.
 
 use super::block::{Block, Context, Stream};
+use super::concept::Concept;
+use super::hypercube::{Coded, Hypercube};
+use super::losses::{LOSSES, Loss, LossKind, LossScales};
+use super::psyche::{Blended, Psyche};
 use super::{KvCache, ModelConfig};
+use crate::data::statistics::Statistics;
 use crate::device::Device;
 use crate::error::UserError;
-use crate::ops::lm_loss::Scale;
+use crate::ops::lm_loss::IGNORE;
 use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::random::Philox;
-use crate::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
+use crate::tensor::{Arena, DType, Init, Layout, ParamId, Params, Role, Scale, Tensor};
 use std::sync::Arc;
 
 /// A model: what its parameters are and how they are used. The values are in [`Params`].
@@ -22,6 +28,9 @@ pub struct Gpt {
     blocks: Vec<Block>,
     final_gain: ParamId,
     head: ParamId,
+    psyche: Option<Psyche>,
+    concept: Option<Concept>,
+    hypercube: Option<Hypercube>,
     table: Table,
 }
 
@@ -61,16 +70,23 @@ impl Gpt {
         config.validate()?;
         let mut layout = Layout::default();
         let (c, v) = (config.width, config.vocab_size);
-        let embedding = layout.push("model.embed_tokens.weight", [v, c], Role::Embedding);
+        let scale = if config.tie_embeddings { 1.0 / c as f64 } else { 1.0 };
+        let embedding = layout.push_init("model.embed_tokens.weight", [v, c], Role::Embedding, Init::Normal(scale));
         let blocks = (0..config.layers).map(|layer| Block::new(&mut layout, &config, layer)).collect();
-        let final_gain = layout.push("model.norm.weight", [c], Role::Gain);
+        let final_gain = layout.push_init("model.norm.weight", [c], Role::Gain, Init::Constant(1.0));
         let head = match config.tie_embeddings {
             true => embedding,
-            false => layout.push("lm_head.weight", [v, c], Role::Head),
+            false => layout.push_init("lm_head.weight", [v, c], Role::Head, Init::Normal(0.001)),
         };
+        let parts = &config.parts;
+        let psyche = (parts.psyche.enabled).then(|| Psyche::new(&mut layout, &parts.psyche, c, config.norm_eps));
+        let concept = (parts.concept.enabled).then(|| Concept::new(&mut layout, &parts.concept, c, config.norm_eps));
+        let hypercube =
+            (parts.hypercube.enabled).then(|| Hypercube::new(&mut layout, &parts.hypercube, c, config.norm_eps));
         let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
         let table = Table::new(config.max_seq_len, &frequencies, dtype.accumulator());
-        Ok(Gpt { config: Arc::new(config), layout: Arc::new(layout), embedding, blocks, final_gain, head, table })
+        let (config, layout) = (Arc::new(config), Arc::new(layout));
+        Ok(Gpt { config, layout, embedding, blocks, final_gain, head, psyche, concept, hypercube, table })
     }
 
     /// This model on `device`: its position table moves, its parameters are apart.
@@ -88,31 +104,33 @@ impl Gpt {
         &self.layout
     }
 
+    /// Elements of the trunk, which come first: the token table and the blocks.
+    pub fn trunk_elems(&self) -> usize {
+        self.layout.entry(self.final_gain).offset_elems
+    }
+
+    /// The token table.
+    pub fn embedding(&self) -> ParamId {
+        self.embedding
+    }
+
     /// The parameter that makes logits.
     pub fn head(&self) -> ParamId {
         self.head
     }
 
     /// Initial values: embeddings `N(0, 1)` untied, `N(0, 1/C)` tied; `U(+-sqrt(3/C))` for q, k, v, gate and up; zero for
-    /// the two output matrices of a block; head `N(0, 0.001)`; gains 1. Each parameter draws from a stream of its own
-    /// name, so adding one changes no other.
+    /// the two output matrices of a block and for the last matrix of each part; head `N(0, 0.001)`; gains 1. Each parameter
+    /// draws from a stream of its own name, so adding one changes no other.
     pub fn init(&self, dtype: DType, seed: u64) -> Params {
         let mut params = Params::zeros(self.layout.clone(), dtype);
-        let inverse_width = 1.0 / self.config.width as f64;
         for (i, entry) in self.layout.entries().iter().enumerate() {
             let stream = Philox::new(seed, &entry.name);
-            let is_output = entry.name.ends_with("o_proj.weight") || entry.name.ends_with("down_proj.weight");
-            let normal = |deviation: f64| move |i: u64| stream.normal(i) * deviation;
-            let value: Box<dyn Fn(u64) -> f64> = match entry.role {
-                Role::Gain => Box::new(|_| 1.0),
-                Role::Embedding if self.config.tie_embeddings => Box::new(normal(inverse_width)),
-                Role::Embedding => Box::new(normal(1.0)),
-                Role::Head => Box::new(normal(0.001)),
-                Role::Matrix if is_output => continue,
-                Role::Matrix => {
-                    let bound = (3.0 * inverse_width).sqrt();
-                    Box::new(move |i| (2.0 * stream.uniform(i) - 1.0) * bound)
-                }
+            let value: Box<dyn Fn(u64) -> f64> = match entry.init {
+                Init::Constant(0.0) => continue,
+                Init::Constant(value) => Box::new(move |_| value),
+                Init::Normal(deviation) => Box::new(move |i| stream.normal(i) * deviation),
+                Init::Uniform(bound) => Box::new(move |i| (2.0 * stream.uniform(i) - 1.0) * bound),
             };
             let mut target = params.master_entry_mut(ParamId(i as u32));
             crate::for_float!(dtype.accumulator(), F => {
@@ -126,32 +144,88 @@ impl Gpt {
         params
     }
 
-    /// Runs the blocks over whole rows: the stream before the final norm, `[B T, C]`.
+    /// This model with a constant added to the scores of Id, Ego and Superego; as it is where it has no controller.
+    pub fn leaning(&self, lean: [f64; 3]) -> Gpt {
+        Gpt { psyche: self.psyche.as_ref().map(|psyche| psyche.leaning(lean)), ..self.clone() }
+    }
+
+    /// Runs the blocks over `tokens`, each by `run`; `stop` may end the pass after Id.
+    fn trunk(
+        &self,
+        tape: &mut Tape,
+        tokens: &Tensor,
+        run: &mut dyn FnMut(&mut Tape, &Block, Stream) -> Stream,
+        stop: &mut dyn FnMut(&mut Tape, &Var) -> Option<Blended>,
+    ) -> Trunk {
+        let stages = self.config.parts.needs_stages().then(|| self.config.stages().expect("checked when made"));
+        let mut stream = Stream::new(tape.embedding(self.embedding, tokens));
+        let (mut ends, mut coded) = (Vec::new(), None);
+        for block in &self.blocks {
+            stream = run(tape, block, stream);
+            let Some(stages) = &stages else { continue };
+            let done = block.layer() + 1;
+            if [stages.id.end, stages.ego.end, stages.superego.end].contains(&done) {
+                let mut h = stream.settle(tape);
+                if done == stages.id.end
+                    && let Some(hypercube) = &self.hypercube
+                {
+                    let (with_code, seen) = hypercube.forward(tape, &h);
+                    (h, coded) = (with_code, Some(seen));
+                }
+                if done == stages.id.end
+                    && let Some(blended) = stop(tape, &h)
+                {
+                    return Trunk { end: TrunkEnd::Early { id: h, blended }, coded };
+                }
+                ends.push(h.clone());
+                stream = Stream::new(h);
+            }
+        }
+        let end = match <[Var; 3]>::try_from(ends) {
+            Ok(streams) => TrunkEnd::Stages(streams),
+            Err(_) => TrunkEnd::Plain(stream),
+        };
+        Trunk { end, coded }
+    }
+
+    /// The trunk over whole rows.
     ///
     /// # Panics
     /// If `t` is above `max_seq_len`.
-    fn stream(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute) -> Stream {
+    fn trunk_of_rows(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute) -> Trunk {
         let (config, t) = (&self.config, rows.t);
         let doc_start = config.document_mask.then(|| rows.doc_start.clone()).flatten();
-        let mut stream = Stream::new(tape.embedding(self.embedding, &rows.tokens));
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let context = |doc_start: &Option<Tensor>| Context::Rows { doc_start: doc_start.clone() };
-            stream = match recompute {
-                Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context(&doc_start)),
-                Recompute::Blocks => {
-                    let (block, config, table) = (block.clone(), config.clone(), self.table.clone());
-                    let doc_start = doc_start.clone();
-                    let run = move |tape: &mut Tape, h: Var| {
-                        let context = Context::Rows { doc_start: doc_start.clone() };
-                        block.forward(tape, &config, &table, Stream::new(h), t, context).settle(tape)
-                    };
-                    let segment = Segment { label: format!("block {layer}"), run: Arc::new(run) };
-                    let h = stream.settle(tape);
-                    Stream::new(tape.checkpoint(h, segment))
-                }
-            };
+        let context = |doc_start: &Option<Tensor>| Context::Rows { doc_start: doc_start.clone() };
+        let mut run = |tape: &mut Tape, block: &Block, stream: Stream| match recompute {
+            Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context(&doc_start)),
+            Recompute::Blocks => {
+                let label = format!("block {}", block.layer());
+                let (block, config, table) = (block.clone(), config.clone(), self.table.clone());
+                let doc_start = doc_start.clone();
+                let run = move |tape: &mut Tape, h: Var| {
+                    let context = Context::Rows { doc_start: doc_start.clone() };
+                    block.forward(tape, &config, &table, Stream::new(h), t, context).settle(tape)
+                };
+                let h = stream.settle(tape);
+                Stream::new(tape.checkpoint(h, Segment { label, run: Arc::new(run) }))
+            }
+        };
+        self.trunk(tape, &rows.tokens, &mut run, &mut |_, _| None)
+    }
+
+    /// What the head reads, and the weights of the stages where there is a controller.
+    fn integrate(&self, tape: &mut Tape, end: TrunkEnd) -> Integrated {
+        match (end, &self.psyche) {
+            (TrunkEnd::Early { blended, .. }, _) => blended.into(),
+            (TrunkEnd::Stages([id, ego, superego]), Some(psyche)) => {
+                psyche.forward(tape, [&id, &ego, &superego], self.final_gain).into()
+            }
+            (TrunkEnd::Stages([.., superego]), None) => self.integrate(tape, TrunkEnd::Plain(Stream::new(superego))),
+            (TrunkEnd::Plain(stream), _) => {
+                let (y, x) = stream.norm(tape, self.final_gain, self.config.norm_eps);
+                Integrated { y, x, psyche: None }
+            }
         }
-        stream
     }
 
     /// Cross-entropy of every token, `[B T]` in nats (0 where the target is ignored); each counts by `grad_scale` in the
@@ -164,15 +238,72 @@ impl Gpt {
         grad_scale: impl Into<Scale>,
         recompute: Recompute,
     ) -> Tensor {
-        let stream = self.stream(tape, rows, recompute);
-        let (_, y) = stream.norm(tape, self.final_gain, self.config.norm_eps);
-        tape.lm_loss(&y, self.head, targets, self.config.softcap(), grad_scale)
+        let trunk = self.trunk_of_rows(tape, rows, recompute);
+        let Integrated { x, .. } = self.integrate(tape, trunk.end);
+        tape.lm_loss(&x, self.head, targets, self.config.softcap(), grad_scale)
+    }
+
+    /// Every loss that the model has, the language model's first; each counts as `scales` say when the tape records.
+    pub fn losses(
+        &self,
+        tape: &mut Tape,
+        rows: &Rows,
+        targets: &Tensor,
+        scales: &LossScales,
+        recompute: Recompute,
+    ) -> Vec<Loss> {
+        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, recompute);
+        let Integrated { y, x, .. } = self.integrate(tape, end);
+        let lm = scales.of(LossKind::Lm).weight.clone();
+        let values = tape.lm_loss(&x, self.head, targets, self.config.softcap(), lm);
+        drop(x);
+        let concept = self.concept.as_ref();
+        let concept = concept.and_then(|concept| concept.loss(tape, &y, rows, scales.of(LossKind::Concept)));
+        let coded = self.hypercube.as_ref().zip(coded.as_ref());
+        let entropy = coded.map(|(hypercube, coded)| hypercube.loss(tape, coded, scales));
+        [Some(Loss { kind: LossKind::Lm, values }), concept, entropy].into_iter().flatten().collect()
+    }
+
+    /// The number of values of each loss that count, over rows of `t` tokens on the host.
+    pub fn counts(&self, tokens: &[u32], targets: &[u32], t: usize, doc_start: Option<&[u32]>) -> [usize; LOSSES] {
+        let mut counts = [0; LOSSES];
+        counts[LossKind::Lm.index()] = targets.iter().filter(|&&target| target != IGNORE).count();
+        counts[LossKind::Concept.index()] =
+            self.concept.as_ref().map_or(0, |concept| concept.counted(tokens, t, doc_start));
+        // A mean already: one for the rows together.
+        counts[LossKind::Entropy.index()] = usize::from(self.hypercube.is_some());
+        counts
+    }
+
+    /// The losses that the model has.
+    pub fn loss_kinds(&self) -> Vec<LossKind> {
+        let concept = self.concept.as_ref().map(|_| LossKind::Concept);
+        let entropy = self.hypercube.as_ref().map(|_| LossKind::Entropy);
+        [Some(LossKind::Lm), concept, entropy].into_iter().flatten().collect()
+    }
+
+    /// Whether something in it is counted in the training data before a run begins.
+    pub fn wants_statistics(&self) -> bool {
+        self.concept.is_some()
+    }
+
+    /// Fills in what is counted in the training data.
+    pub fn count(&self, params: &mut Params, statistics: &Statistics) {
+        if let Some(concept) = &self.concept {
+            concept.count(params, statistics);
+        }
+        params.round();
     }
 
     /// Logits of every token of whole rows, `[B T, V]`: for small inputs, since all of them are in memory.
     pub fn logits(&self, tape: &mut Tape, rows: &Rows) -> Tensor {
-        let stream = self.stream(tape, rows, Recompute::Nothing);
-        self.head_logits(tape, stream)
+        self.output(tape, rows).logits
+    }
+
+    /// Logits of every token of whole rows, and what the parts say of each.
+    pub fn output(&self, tape: &mut Tape, rows: &Rows) -> Output {
+        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, Recompute::Nothing);
+        self.head_output(tape, end, coded.map(|coded| coded.code))
     }
 
     /// Appends tokens to a cached sequence; the logits `[V]` of what follows the last of them.
@@ -180,12 +311,30 @@ impl Gpt {
     /// # Panics
     /// If there is no token, or the cache or the position table is too short.
     pub fn next_logits(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Tensor {
-        let c = self.config.width;
-        let h = self.stream_cached(tape, tokens, cache).settle(tape);
-        let last = tape.input(h.value().view((tokens.len() - 1) * c, [1, c]));
-        drop(h);
-        let logits = self.head_logits(tape, Stream::new(last));
-        logits.view(0, [self.config.vocab_size])
+        self.next(tape, tokens, cache).logits.view(0, [self.config.vocab_size])
+    }
+
+    /// As [`Gpt::next_logits`], with what the parts say of the last token: one row each.
+    ///
+    /// # Panics
+    /// As [`Gpt::next_logits`].
+    pub fn next(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Output {
+        let (c, n) = (self.config.width, tokens.len());
+        let trunk = self.trunk_cached(tape, tokens, cache);
+        let last = |tape: &mut Tape, h: &Var| tape.input(h.value().view((n - 1) * c, [1, c]));
+        let end = match trunk.end {
+            early @ TrunkEnd::Early { .. } => early,
+            TrunkEnd::Stages(streams) => TrunkEnd::Stages(streams.map(|h| last(tape, &h))),
+            TrunkEnd::Plain(stream) => {
+                let h = stream.settle(tape);
+                TrunkEnd::Plain(Stream::new(last(tape, &h)))
+            }
+        };
+        let coded = trunk.coded.map(|Coded { code, .. }| {
+            let [_, bits] = code.shape().rows_cols();
+            code.view((n - 1) * bits, [1, bits])
+        });
+        self.head_output(tape, end, coded)
     }
 
     /// Logits `[t, V]` of the next tokens of a cached sequence.
@@ -193,29 +342,83 @@ impl Gpt {
     /// # Panics
     /// If the cache or the position table is too short.
     pub fn logits_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Tensor {
-        let stream = self.stream_cached(tape, tokens, cache);
-        self.head_logits(tape, stream)
+        let trunk = self.trunk_cached(tape, tokens, cache);
+        self.head_output(tape, trunk.end, None).logits
     }
 
-    fn stream_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Stream {
-        let t = tokens.len();
+    /// The trunk over the next tokens of a cached sequence; a single token may end after Id.
+    fn trunk_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Trunk {
+        let (t, config) = (tokens.len(), &self.config);
         let ids = Tensor::from_slice(tape.arena(), [t], tokens);
-        let mut stream = Stream::new(tape.embedding(self.embedding, &ids));
-        for block in &self.blocks {
-            stream = block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cache));
+        let mut run = |tape: &mut Tape, block: &Block, stream: Stream| {
+            block.forward(tape, config, &self.table, stream, t, Context::Cached(cache))
+        };
+        let mut stop = |tape: &mut Tape, h: &Var| {
+            self.psyche.as_ref().filter(|_| t == 1).and_then(|psyche| psyche.exit(tape, h, self.final_gain))
+        };
+        let trunk = self.trunk(tape, &ids, &mut run, &mut stop);
+        if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
+            for block in &self.blocks[stages.id.end..] {
+                block.remember(tape, config, &self.table, id, cache);
+            }
         }
         cache.advance(t);
-        stream
+        trunk
     }
 
-    fn head_logits(&self, tape: &mut Tape, stream: Stream) -> Tensor {
-        let (_, y) = stream.norm(tape, self.final_gain, self.config.norm_eps);
-        let logits = tape.linear(&y, self.head);
-        match self.config.softcap() {
-            Some(cap) => tape.softcap(logits, cap).value().clone(),
-            None => logits.value().clone(),
-        }
+    fn head_output(&self, tape: &mut Tape, end: TrunkEnd, code: Option<Tensor>) -> Output {
+        let is_early = matches!(end, TrunkEnd::Early { .. });
+        let Integrated { x, psyche, .. } = self.integrate(tape, end);
+        let logits = tape.linear(&x, self.head);
+        let logits = match self.config.softcap() {
+            Some(cap) => tape.softcap(logits, cap),
+            None => logits,
+        };
+        Output { logits: logits.value().clone(), psyche, code, is_early }
     }
+}
+
+/// What comes of the blocks.
+struct Trunk {
+    end: TrunkEnd,
+    /// The codes of Id's stream.
+    coded: Option<Coded>,
+}
+
+/// The streams after the last block that ran.
+enum TrunkEnd {
+    /// Of a model without parts between the stages.
+    Plain(Stream),
+    /// After Id, Ego and Superego.
+    Stages([Var; 3]),
+    /// After Id alone, and what the head reads instead.
+    Early { id: Var, blended: Blended },
+}
+
+/// What the head reads.
+struct Integrated {
+    y: Var,
+    /// The norm of `y`.
+    x: Var,
+    psyche: Option<Tensor>,
+}
+
+impl From<Blended> for Integrated {
+    fn from(blended: Blended) -> Integrated {
+        Integrated { y: blended.y, x: blended.x, psyche: Some(blended.weights) }
+    }
+}
+
+/// What a model says of `N` tokens.
+pub struct Output {
+    /// `[N, V]`.
+    pub logits: Tensor,
+    /// `[N, 3]`: weights of Id, Ego and Superego, where there is a controller.
+    pub psyche: Option<Tensor>,
+    /// `[N, K]`: the vertex of each token, where there is a hypercube.
+    pub code: Option<Tensor>,
+    /// The pass ended after Id.
+    pub is_early: bool,
 }
 
 /// Sum of losses `[N]` in f64.

@@ -2,10 +2,16 @@
 //! and no device kind. The equations are in each file's head.
 
 pub mod config;
+pub mod parts;
+pub mod losses;
 pub mod block;
 pub mod cache;
+pub mod psyche;
+pub mod concept;
+pub mod hypercube;
 pub mod gpt;
 
 pub use cache::KvCache;
 pub use config::{ModelConfig, Stages};
 pub use gpt::Gpt;
+pub use parts::Parts;

@@ -11,7 +11,7 @@ use crate::device::gemm::{Operand, gemm};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid, Ptr, PtrMut};
 use crate::for_float;
-use crate::tensor::{Arena, DType, Float, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Float, Scale, Tensor, TensorMut};
 use rayon::prelude::*;
 
 /// A target that counts for nothing.
@@ -25,40 +25,9 @@ pub fn chunk_rows(v: usize) -> usize {
     (CHUNK_ELEMS / v.max(1)).clamp(16, 4096)
 }
 
-/// Factor of every row's loss in the total.
-#[derive(Clone)]
-pub enum Scale {
-    /// This one.
-    Value(f64),
-    /// `[1]` f32 on a GPU, read when the work is done: recorded work can be done again with another one.
-    At(Tensor),
-}
-
-impl From<f64> for Scale {
-    fn from(value: f64) -> Scale {
-        Scale::Value(value)
-    }
-}
-
-impl Scale {
-    /// In the memory of a GPU.
-    fn on_gpu(&self, arena: &Arena) -> Tensor {
-        match self {
-            Scale::Value(value) => Tensor::from_slice(arena, [1], &[*value as f32]),
-            Scale::At(tensor) => tensor.clone(),
-        }
-    }
-
-    fn value(&self) -> f64 {
-        match self {
-            Scale::Value(value) => *value,
-            Scale::At(tensor) => tensor.to_f64()[0],
-        }
-    }
-}
-
 /// How gradients are formed.
 pub struct Gradients<'a> {
+    /// Factor of every row's loss in the total.
     pub scale: Scale,
     /// `[V, C]`, added to.
     pub dweight: TensorMut<'a>,

@@ -6,14 +6,18 @@
 
 pub mod add;
 pub mod attention;
+pub mod blend;
 pub mod clip;
+pub mod concept_loss;
 pub mod embedding;
 pub mod grad_norm;
+pub mod hypercube;
 pub mod linear;
 pub mod lm_loss;
 pub mod mlp;
 pub mod rmsnorm;
 pub mod rope;
 pub mod scale_grad;
+pub mod select_rows;
 pub mod softcap;
 pub mod swiglu;

@@ -1,4 +1,5 @@
 //! RMSNorm: `y = x r g` with `r = 1 / sqrt(mean(x^2) + eps)`; with a residual, `x = residual + delta` is made on the way.
+//! Without a gain (`n(x)` of the heads and parts), `g = 1`.
 //!
 //! Saves `x` and `r`. With `d = dy g`: `dx = r d - x r^3 mean(d x)`, `dg = sum over rows of dy x r`. The residual's own
 //! gradient joins in the same pass. Must move forward 2 (fused: 4), backward 3 (fused: 4) times `N C` elements.
@@ -10,6 +11,7 @@ use crate::device::launch::{self, Grid, Ptr, PtrMut, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// What backward needs besides the gain.
 #[derive(Debug)]
@@ -20,19 +22,19 @@ pub struct Saved {
     pub rstd: Tensor,
 }
 
-/// `x [N, C]`, `gain [C]` -> `y [N, C]`.
-pub fn forward(arena: &Arena, x: &Tensor, gain: &Tensor, eps: f64) -> (Tensor, Saved) {
-    let [n, c] = x.shape().rows_cols();
+/// `x [N, C]`, `gain [C]` or none -> `y [N, C]`.
+pub fn forward<'a>(arena: &Arena, x: &Tensor, gain: impl Into<Option<&'a Tensor>>, eps: f64) -> (Tensor, Saved) {
+    let ([n, c], gain) = (x.shape().rows_cols(), gain.into());
     let mut y = Tensor::uninit(arena, [n, c], x.dtype());
     let mut rstd = Tensor::uninit(arena, [n], x.dtype().accumulator());
     if let Device::Gpu(gpu) = x.device() {
-        let none = (x.alias(), None, None);
-        launch_forward(gpu, &mut y, &mut rstd, none, gain, eps);
+        let alone = (x.alias(), None, None);
+        launch_forward(gpu, &mut y, &mut rstd, alone, gain, eps);
         return (y, Saved { x: x.clone(), rstd });
     }
     for_dtype!(x.dtype(), E => {
-        let (x, gain) = (x.as_slice::<E>(), gain.as_slice::<E>());
-        let grain = grain_rows(c);
+        let (x, gain) = (x.as_slice::<E>(), gain_of::<E>(gain, c));
+        let (grain, gain) = (grain_rows(c), &gain[..]);
         let tasks = y.as_mut_slice::<E>().par_chunks_mut(grain * c).zip(x.par_chunks(grain * c));
         tasks.zip(rstd.as_mut_slice().par_chunks_mut(grain)).for_each(|((y, x), rstd)| {
             simd(
@@ -63,7 +65,7 @@ pub fn forward_add(
     if let Device::Gpu(gpu) = residual.device() {
         let delta_elems = delta.alias();
         let mut x = delta.into_output(arena);
-        launch_forward(gpu, &mut y, &mut rstd, (delta_elems, Some(&mut x), Some(residual)), gain, eps);
+        launch_forward(gpu, &mut y, &mut rstd, (delta_elems, Some(&mut x), Some(residual)), Some(gain), eps);
         return (x.clone(), y, Saved { x, rstd });
     }
     let mut x = delta.into_unique(arena);
@@ -88,6 +90,11 @@ pub fn forward_add(
         })
     });
     (x.clone(), y, Saved { x, rstd })
+}
+
+/// The gain, or ones.
+fn gain_of<E: Elem>(gain: Option<&Tensor>, c: usize) -> Cow<'_, [E]> {
+    gain.map_or_else(|| Cow::Owned(vec![E::store(E::Acc::ONE); c]), |gain| Cow::Borrowed(gain.as_slice()))
 }
 
 /// `y = x r gain`; returns `r`.
@@ -130,17 +137,21 @@ fn sum_weighted<E: Elem>(dy: &[E], x: &[E], gain: &[E]) -> E::Acc {
 }
 
 /// `dy [N, C]` and, where the norm was fused with an addition, the residual's own gradient `dsum [N, C]` ->
-/// the gradient of `x`; adds to `dgain [C]`.
-pub fn backward(
+/// the gradient of `x`; adds to `dgain [C]`. Gain and its gradient are there both, or neither.
+pub fn backward<'a, 'b>(
     arena: &Arena,
-    dgain: &mut TensorMut,
+    dgain: impl Into<Option<&'a mut TensorMut<'b>>>,
     dy: &Tensor,
     dsum: Option<Tensor>,
-    gain: &Tensor,
+    gain: impl Into<Option<&'a Tensor>>,
     saved: &Saved,
-) -> Tensor {
+) -> Tensor
+where
+    'b: 'a,
+{
     let [n, c] = dy.shape().rows_cols();
-    let fused = dsum.is_some();
+    let (dgain, gain, fused) = (dgain.into(), gain.into(), dsum.is_some());
+    assert_eq!(dgain.is_some(), gain.is_some(), "a gain and its gradient");
     if let Device::Gpu(gpu) = dy.device() {
         return launch_backward(gpu, arena, dgain, dy, dsum, gain, saved);
     }
@@ -149,14 +160,16 @@ pub fn backward(
         None => Tensor::uninit(arena, [n, c], dy.dtype()),
     };
     for_dtype!(dy.dtype(), E => {
-        let (dy, x, gain) = (dy.as_slice::<E>(), saved.x.as_slice::<E>(), gain.as_slice::<E>());
+        let (dy, x, gain) = (dy.as_slice::<E>(), saved.x.as_slice::<E>(), gain_of::<E>(gain, c));
         let rstd = saved.rstd.as_slice::<<E as Elem>::Acc>();
-        sum_over_rows(dgain.as_mut_slice::<<E as Elem>::Acc>(), n, #[inline(always)] |row, acc| {
-            for ((acc, dy), x) in acc.iter_mut().zip(&dy[row * c..][..c]).zip(&x[row * c..][..c]) {
-                *acc = (dy.load() * rstd[row]).mul_add(x.load(), *acc);
-            }
-        });
-        let grain = grain_rows(c);
+        if let Some(dgain) = dgain {
+            sum_over_rows(dgain.as_mut_slice::<<E as Elem>::Acc>(), n, #[inline(always)] |row, acc| {
+                for ((acc, dy), x) in acc.iter_mut().zip(&dy[row * c..][..c]).zip(&x[row * c..][..c]) {
+                    *acc = (dy.load() * rstd[row]).mul_add(x.load(), *acc);
+                }
+            });
+        }
+        let (grain, gain) = (grain_rows(c), &gain[..]);
         let tasks = dx.as_mut_slice::<E>().par_chunks_mut(grain * c).zip(dy.par_chunks(grain * c));
         tasks.zip(x.par_chunks(grain * c)).zip(rstd.par_chunks(grain)).for_each(|(((dx, dy), x), rstd)| {
             simd(
@@ -192,12 +205,12 @@ fn launch_forward(
     y: &mut Tensor,
     rstd: &mut Tensor,
     (x, mut sum, residual): Input,
-    gain: &Tensor,
+    gain: Option<&Tensor>,
     eps: f64,
 ) {
     let ([n, c], dtype, eps) = (y.shape().rows_cols(), y.dtype(), eps as f32);
     assert!(c <= BLOCK_COLS, "RMSNorm of {c} columns; the kernels take at most {BLOCK_COLS}");
-    // The optional two, typed by the kernel that takes them.
+    // The optional ones, typed by the kernel that takes them.
     macro_rules! sum {
         () => {
             sum.as_mut().map_or(PtrMut::none(), |sum| sum.ptr_mut())
@@ -208,17 +221,22 @@ fn launch_forward(
             residual.map_or(Ptr::none(), |residual| residual.ptr())
         };
     }
+    macro_rules! gain {
+        () => {
+            gain.map_or(Ptr::none(), |gain| gain.ptr())
+        };
+    }
     if c <= WARP_COLS {
         by_dtype!(
             dtype,
             rmsnorm_fwd_warp_per_row_f32 | rmsnorm_fwd_warp_per_row_bf16,
-            (gpu, Grid::over(n, 8), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain.ptr(), eps, n, c)
+            (gpu, Grid::over(n, 8), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain!(), eps, n, c)
         );
     } else {
         by_dtype!(
             dtype,
             rmsnorm_fwd_block_per_row_f32 | rmsnorm_fwd_block_per_row_bf16,
-            (gpu, Grid::linear(n), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain.ptr(), eps, c)
+            (gpu, Grid::linear(n), y.ptr_mut(), sum!(), rstd.ptr_mut(), x.ptr(), residual!(), gain!(), eps, c)
         );
     }
 }
@@ -226,10 +244,10 @@ fn launch_forward(
 fn launch_backward(
     gpu: &Gpu,
     arena: &Arena,
-    dgain: &mut TensorMut,
+    dgain: Option<&mut TensorMut>,
     dy: &Tensor,
     dsum: Option<Tensor>,
-    gain: &Tensor,
+    gain: Option<&Tensor>,
     saved: &Saved,
 ) -> Tensor {
     let ([n, c], dtype) = (dy.shape().rows_cols(), dy.dtype());
@@ -240,19 +258,19 @@ fn launch_backward(
     };
     let rows_a_part = if c <= WARP_COLS { 32 } else { 8 };
     let parts = n.div_ceil(rows_a_part).min(PARTS_MAX);
-    let mut partial = Tensor::uninit(arena, [parts, c], DType::F32);
+    let mut partial = dgain.is_some().then(|| Tensor::uninit(arena, [parts, c], DType::F32));
     macro_rules! run {
         ($kernel:ident) => {
             launch::$kernel(
                 gpu,
                 Grid::linear(parts),
                 dx.ptr_mut(),
-                partial.ptr_mut(),
+                partial.as_mut().map_or(PtrMut::none(), |partial| partial.ptr_mut()),
                 saved.x.ptr(),
                 saved.rstd.ptr(),
                 dy.ptr(),
                 dsum_elems.as_ref().map_or(Ptr::none(), |dsum| dsum.ptr()),
-                gain.ptr(),
+                gain.map_or(Ptr::none(), |gain| gain.ptr()),
                 n,
                 c,
             )
@@ -265,7 +283,9 @@ fn launch_backward(
         (DType::Bf16, false) => run!(rmsnorm_bwd_block_per_row_bf16),
         (other, _) => panic!("no kernel norms {other}"),
     }
-    sum_parts(gpu, dgain, &partial, 0);
+    if let (Some(dgain), Some(partial)) = (dgain, &partial) {
+        sum_parts(gpu, dgain, partial, 0);
+    }
     dx
 }
 

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{GRAIN_ELEMS, simd};
 use crate::device::launch::{Grid, by_dtype};
 use crate::for_dtype;
-use crate::tensor::{Arena, Elem, Float, Tensor};
+use crate::tensor::{Arena, Elem, Float, Scale, Tensor};
 use rayon::prelude::*;
 
 /// The same value.
@@ -12,22 +12,22 @@ pub fn forward(x: &Tensor) -> Tensor {
     x.clone()
 }
 
-/// `rho * dy`; reuses the bytes of `dy` when nothing else holds them.
-pub fn backward(arena: &Arena, dy: Tensor, rho: f64) -> Tensor {
+/// `rho dy`; reuses the bytes of `dy` when nothing else holds them.
+pub fn backward(arena: &Arena, dy: Tensor, rho: &Scale) -> Tensor {
     match dy.device() {
         Device::Cpu => {
-            let mut dx = dy.into_unique(arena);
+            let (mut dx, rho) = (dy.into_unique(arena), rho.value());
             for_dtype!(dx.dtype(), E => scale::<E>(dx.as_mut_slice(), <E as Elem>::Acc::from_f64(rho)));
             dx
         }
         Device::Gpu(gpu) => {
-            let (n, dtype, dy_elems, rho) = (dy.elems(), dy.dtype(), dy.alias(), rho as f32);
+            let (n, dtype, dy_elems, rho) = (dy.elems(), dy.dtype(), dy.alias(), rho.on_gpu(arena));
             let mut dx = dy.into_output(arena);
             let grid = Grid::elementwise(n, dtype.size_bytes());
             by_dtype!(
                 dtype,
                 scale_grad_bwd_vector_f32 | scale_grad_bwd_vector_bf16,
-                (gpu, grid, dx.ptr_mut(), dy_elems.ptr(), rho, n)
+                (gpu, grid, dx.ptr_mut(), dy_elems.ptr(), rho.ptr(), n)
             );
             dx
         }

@@ -23,6 +23,33 @@ pub enum Role {
     Matrix,
     /// Norm gain or other vector.
     Gain,
+    /// Rows that are looked up or added up: codes, banks, position tables. No decay.
+    Table,
+    /// What weighs streams: not updated during warm-up, when its gradient is noise.
+    Controller,
+    /// Drawn or counted once and never learnt.
+    Fixed,
+}
+
+/// How a parameter begins.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Init {
+    /// All the same.
+    Constant(f64),
+    /// Normal around 0 with this standard deviation.
+    Normal(f64),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
+}
+
+impl Init {
+    /// All zeros.
+    pub const ZERO: Init = Init::Constant(0.0);
+
+    /// `U(+-sqrt(3 / fan_in))`: rows of unit norm on average.
+    pub fn fan_in(fan_in: usize) -> Init {
+        Init::Uniform((3.0 / fan_in as f64).sqrt())
+    }
 }
 
 /// One named range.
@@ -33,6 +60,7 @@ pub struct Entry {
     pub shape: Shape,
     pub offset_elems: usize,
     pub role: Role,
+    pub init: Init,
 }
 
 impl Entry {
@@ -50,9 +78,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Appends a parameter.
+    /// Appends a parameter that begins at zero.
     pub fn push(&mut self, name: impl Into<String>, shape: impl Into<Shape>, role: Role) -> ParamId {
-        let entry = Entry { name: name.into(), shape: shape.into(), offset_elems: self.elems, role };
+        self.push_init(name, shape, role, Init::ZERO)
+    }
+
+    /// Appends a parameter.
+    pub fn push_init(&mut self, name: impl Into<String>, shape: impl Into<Shape>, role: Role, init: Init) -> ParamId {
+        let entry = Entry { name: name.into(), shape: shape.into(), offset_elems: self.elems, role, init };
         self.elems += entry.shape.elems();
         self.entries.push(entry);
         ParamId(self.entries.len() as u32 - 1)
@@ -71,6 +104,11 @@ impl Layout {
     /// Elements in all.
     pub fn elems(&self) -> usize {
         self.elems
+    }
+
+    /// Elements that are learnt.
+    pub fn learnt_elems(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.role != Role::Fixed).map(|entry| entry.shape.elems()).sum()
     }
 
     /// Offset and shape of a span: matrices of equal width that lie behind each other read as one with all their rows.
@@ -147,6 +185,12 @@ impl Params {
         self.rounded.as_ref().unwrap_or(&self.master).view(offset, shape)
     }
 
+    /// A parameter's master values: what is never rounded.
+    pub fn master_view(&self, id: ParamId) -> Tensor {
+        let (offset, shape) = self.layout.span(id.into());
+        self.master.view(offset, shape)
+    }
+
     /// The master values, flat.
     pub fn master(&self) -> &Tensor {
         &self.master
@@ -161,6 +205,15 @@ impl Params {
     pub fn master_entry_mut(&mut self, id: ParamId) -> TensorMut<'_> {
         let (offset, shape) = self.layout.span(id.into());
         self.master.view_mut(offset, shape)
+    }
+
+    /// Overwrites one parameter with `values`, wherever it lies; [`Params::round`] must follow before the next forward.
+    pub fn set_master(&mut self, id: ParamId, values: &[f64]) {
+        let mut entry = self.master_entry_mut(id);
+        crate::for_float!(entry.dtype(), F => {
+            use super::Float as _;
+            entry.as_mut_slice::<F>().iter_mut().zip(values).for_each(|(to, &from)| *to = F::from_f64(from));
+        });
     }
 
     /// Brings the rounded copy up to date with the master values.
@@ -210,9 +263,15 @@ impl Grads {
         self.flat.view_mut(offset, shape)
     }
 
-    /// The gradients of two parameters or stacks of them, `first` lying before `second`.
+    /// The gradients of several parameters or stacks of them, no two of which overlap, to add to.
+    pub fn disjoint_mut<const N: usize>(&mut self, spans: [Span; N]) -> [TensorMut<'_>; N] {
+        let parts = spans.map(|span| self.layout.span(span));
+        self.flat.view_mut_disjoint(parts)
+    }
+
+    /// The gradients of two parameters or stacks of them.
     pub fn pair_mut(&mut self, first: impl Into<Span>, second: impl Into<Span>) -> [TensorMut<'_>; 2] {
-        self.flat.view_mut_pair(self.layout.span(first.into()), self.layout.span(second.into()))
+        self.disjoint_mut([first.into(), second.into()])
     }
 
     /// The gradient of one parameter.

@@ -4,6 +4,7 @@ pub mod arena;
 pub mod dtype;
 pub mod flat;
 pub mod random;
+pub mod scale;
 pub mod shape;
 mod storage;
 #[allow(clippy::module_inception)] // `tensor::tensor` holds the type, as `shape::Shape` holds its own
@@ -11,6 +12,7 @@ mod tensor;
 
 pub use arena::{Arena, ArenaStats};
 pub use dtype::{DType, Elem, Float, Scalar};
-pub use flat::{Grads, Layout, ParamId, Params, Role, Span};
+pub use flat::{Grads, Init, Layout, ParamId, Params, Role, Span};
+pub use scale::Scale;
 pub use shape::Shape;
 pub use tensor::{Alias, Tensor, TensorMut};

@@ -368,14 +368,18 @@ impl Tensor {
         TensorMut { shape, dtype, place: self.place().offset(offset_elems * dtype.size_bytes()), buffer: PhantomData }
     }
 
-    /// Two disjoint parts, the first before the second, each `(offset_elems, shape)`, to write.
+    /// Disjoint parts, each `(offset_elems, shape)`, to write.
     ///
     /// # Panics
-    /// If they overlap, do not lie inside the tensor, or its bytes are shared.
-    pub fn view_mut_pair(&mut self, first: (usize, Shape), second: (usize, Shape)) -> [TensorMut<'_>; 2] {
-        assert!(first.0 + first.1.elems() <= second.0, "the first part ends before the second begins");
-        let TensorMut { shape, dtype, place, .. } = self.view_mut(second.0, second.1);
-        [self.view_mut(first.0, first.1), TensorMut { shape, dtype, place, buffer: PhantomData }]
+    /// If two overlap, one does not lie inside the tensor, or its bytes are shared.
+    pub fn view_mut_disjoint<const N: usize>(&mut self, parts: [(usize, Shape); N]) -> [TensorMut<'_>; N] {
+        let mut ranges = parts.map(|(start, shape)| start..start + shape.elems());
+        ranges.sort_by_key(|range| range.start);
+        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "parts of a tensor overlap");
+        parts.map(|(start, shape)| {
+            let TensorMut { shape, dtype, place, .. } = self.view_mut(start, shape);
+            TensorMut { shape, dtype, place, buffer: PhantomData }
+        })
     }
 
     /// This tensor as `dtype`, in `arena`; shares the bytes when it has that type already.
@@ -429,7 +433,7 @@ impl TensorMut<'_> {
     pub fn as_mut_slice<E: Scalar>(&mut self) -> &mut [E] {
         assert_eq!(E::DTYPE, self.dtype, "element type");
         // SAFETY: `elems` elements inside a tensor (`view_mut`), whose only handle is borrowed mutably as long as this lives.
-        // Two parts made at once do not overlap (`view_mut_pair`). Aligned and initialised as in `Tensor::as_slice`.
+        // Parts made at once do not overlap (`view_mut_disjoint`). Aligned and initialised as in `Tensor::as_slice`.
         unsafe { std::slice::from_raw_parts_mut(self.place.host().cast(), self.shape.elems()) }
     }
 

@@ -3,72 +3,18 @@
 //! Values are layered as TOML tables, a later one over an earlier: defaults, preset, file, `--set`, flags. Keys that are
 //! still open are then derived; the result, [`RunConfig`], is concrete and is what `config.toml` in a run folder holds.
 
+pub use super::keys::{KEYS, PRESETS};
+pub use super::losses::LossConfig;
 use super::optim::Kind;
 use crate::data::Packing;
 use crate::device::choice::{self, SimMode};
 use crate::model::ModelConfig;
 use crate::model::config::{EXTENT_MAX, LAYERS_MAX};
+use crate::model::parts::TABLES;
 use crate::tensor::DType;
 use crate::{user_bail, user_error};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-
-/// Every key and what it means: `--help` of the configuration, and what unknown keys are compared with.
-pub const KEYS: &[(&str, &str)] = &[
-    ("model.depth", "layers, and everything that follows from them"),
-    ("model.layers", "number of blocks"),
-    ("model.width", "width of the stream"),
-    ("model.heads", "query heads"),
-    ("model.kv_heads", "key/value heads; divides heads"),
-    ("model.head_dim", "width of a head; even"),
-    ("model.ffn_width", "feed-forward width; 8/3 of width, rounded up to a multiple of 64"),
-    ("model.vocab_size", "tokens of the model; at least those of the tokenizer"),
-    ("model.max_seq_len", "longest context, up to 16,384"),
-    ("model.rope_theta", "base of the rotary frequencies"),
-    ("model.norm_eps", "added to the mean square in RMSNorm"),
-    ("model.qk_norm", "norm queries and keys"),
-    ("model.tie_embeddings", "use the token table as LM head"),
-    ("model.window_pattern", "S (sliding window) or L per layer, repeated"),
-    ("model.window", "tokens that a layer marked S sees"),
-    ("model.softcap", "soft-cap of the logits, 0 for none"),
-    ("model.document_mask", "attend inside a document only"),
-    ("train.steps", "length of the schedule"),
-    ("train.batch_tokens", "tokens of an optimiser step"),
-    ("train.seq_len", "tokens of a row"),
-    ("train.rows", "rows of a micro-batch"),
-    ("train.optimizer", "adamw or muon"),
-    ("train.lr_scale", "multiplies every learning rate"),
-    ("train.warmup_steps", "steps of linear warm-up"),
-    ("train.cooldown_fraction", "share of the steps in which the rate falls to 5 %"),
-    ("train.clip", "largest norm of the gradient"),
-    ("train.weight_decay", "on matrices; the optimiser's own default if not given"),
-    ("train.seed", "of initial values and data order"),
-    ("train.eval_every", "steps between evaluations, 0 for only at the end"),
-    ("train.eval_tokens", "tokens of an evaluation"),
-    ("train.save_every", "steps between checkpoints, 0 for only at the end"),
-    ("train.keep", "newest checkpoints to keep"),
-    ("train.sample_every", "steps between samples, 0 for only at the end"),
-    ("train.recompute", "recompute blocks in backward instead of saving them"),
-    ("train.threads", "threads, 0 for all cores"),
-    ("train.spike_sigma", "a loss or gradient this many deviations above its mean is skipped, 0 for never"),
-    ("train.bad_steps_max", "skipped steps in a row that end the run"),
-    ("data.sources", "list of data specs"),
-    ("data.val_fraction", "share held out for validation"),
-    ("data.tokenizer", "folder of a tokenizer; one is trained on the data if not given"),
-    ("data.vocab_size", "size of the tokenizer that is trained"),
-    ("data.packing", "bos or stream"),
-    ("device.kind", "auto, cpu, sim or cuda[:i]"),
-    ("device.dtype", "auto, f32 or bf16"),
-    ("device.sim", "how the simulator watches: checked or fast"),
-    ("device.graph", "record a GPU's step once and replay it"),
-    ("loss.lm.weight", "weight of the language-model loss"),
-];
-
-/// A name for a set of values.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("demo", "[model]\ndepth = 3\n[train]\nsteps = 150\nbatch_tokens = 4096\nrows = 16\nseq_len = 256\n"),
-    ("shakespeare", "[model]\ndepth = 4\n[train]\nsteps = 1000\nbatch_tokens = 4096\nrows = 16\nseq_len = 256\n"),
-];
 
 /// The concrete configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,20 +82,6 @@ fn yes() -> bool {
     true
 }
 
-/// `[loss]`; see [`KEYS`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LossConfig {
-    pub lm: LossPart,
-}
-
-/// One loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LossPart {
-    pub weight: f64,
-}
-
 /// Most tokens of an optimiser step: a bound that keeps every product of extents in range.
 const TOKENS_MAX: usize = 1 << 40;
 
@@ -180,8 +112,7 @@ kind = 'auto'
 dtype = 'auto'
 sim = 'checked'
 graph = true
-[loss.lm]
-weight = 1.0
+[loss]
 ";
 
 /// The layers above the defaults, lowest first.
@@ -272,6 +203,7 @@ impl Layers {
     /// A value of the wrong type or out of range, or extents that do not fit each other: one line with the remedy.
     pub fn resolve(&self, vocab_size: usize) -> anyhow::Result<RunConfig> {
         let mut merged = self.merged();
+        let parts = take_parts(&mut merged);
         let seq_len = integer(&merged, "train", "seq_len")?.unwrap_or(256);
         let model = table(&mut merged, "model");
         let depth = match model.remove("depth") {
@@ -279,7 +211,8 @@ impl Layers {
             Some(other) => user_bail!("model.depth = {other} must be a whole number from 1 to {LAYERS_MAX}"),
             None => unreachable!("the defaults have a depth"),
         };
-        let model = resolve_model(model, depth, vocab_size, seq_len)?;
+        let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
+        model.parts = typed("the tables of the parts", &Value::Table(parts))?;
         let train = table(&mut merged, "train");
         fill(train, "rows", || (2048 / seq_len).max(1) as i64);
         let rows = count(train, "train.rows")?;
@@ -296,12 +229,16 @@ impl Layers {
             device.insert("dtype".into(), dtype.into());
         }
         device.insert("kind".into(), kind.into());
+        let mut loss = Table::try_from(LossConfig::default()).expect("plain values");
+        if let Some(Value::Table(given)) = merged.remove("loss") {
+            merge(&mut loss, given);
+        }
         let config = RunConfig {
             model,
             train: typed("train", &merged["train"])?,
             data: typed("data", &merged["data"])?,
             device: typed("device", &merged["device"])?,
-            loss: typed("loss", &merged["loss"])?,
+            loss: typed("loss", &Value::Table(loss))?,
         };
         config.validate()?;
         Ok(config)
@@ -429,11 +366,13 @@ impl RunConfig {
             ("train.weight_decay", train.weight_decay.unwrap_or(0.0), 0.0, 1e3),
             ("train.spike_sigma", train.spike_sigma, 0.0, f64::MAX),
             ("data.val_fraction", data.val_fraction, 1e-9, 0.999_999),
-            ("loss.lm.weight", loss.lm.weight, 0.0, 1e6),
         ] {
             if !(low..=high).contains(&value) {
                 user_bail!("{key} = {value} is out of range; it must lie between {low} and {high}");
             }
+        }
+        if let Some(complaint) = loss.complaint() {
+            user_bail!("{complaint}");
         }
         Ok(())
     }
@@ -443,9 +382,13 @@ impl RunConfig {
         self.train.batch_tokens / (self.train.rows * self.train.seq_len)
     }
 
-    /// As `config.toml`.
+    /// As `config.toml`: the tables of the parts stand beside the model's.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("plain values")
+        let mut all = Table::try_from(self).expect("plain values");
+        if let Some(Value::Table(parts)) = table(&mut all, "model").remove("parts") {
+            all.extend(parts);
+        }
+        toml::to_string(&all).expect("plain values")
     }
 
     /// From a run folder's `config.toml`; `file` is named in errors.
@@ -453,12 +396,21 @@ impl RunConfig {
     /// # Errors
     /// A file that was edited into something invalid.
     pub fn from_toml(text: &str, file: &str) -> anyhow::Result<RunConfig> {
-        let table = parse(text, file)?;
-        check_keys(&table, file)?;
-        let config: RunConfig = table.try_into().map_err(|e| user_error!("{file}: {}", one_line(&e)))?;
+        let mut all = parse(text, file)?;
+        check_keys(&all, file)?;
+        let parts = take_parts(&mut all);
+        if let Some(Value::Table(model)) = all.get_mut("model") {
+            model.insert("parts".into(), Value::Table(parts));
+        }
+        let config: RunConfig = all.try_into().map_err(|e| user_error!("{file}: {}", one_line(&e)))?;
         config.validate()?;
         Ok(config)
     }
+}
+
+/// Takes the tables of the parts out of the top level.
+fn take_parts(all: &mut Table) -> Table {
+    TABLES.iter().filter_map(|name| Some((name.to_string(), all.remove(*name)?))).collect()
 }
 
 fn parse(text: &str, origin: &str) -> anyhow::Result<Table> {

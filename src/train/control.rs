@@ -3,6 +3,7 @@
 //! What was applied is part of every checkpoint, so a resumed run repeats it bit for bit; what is asked for once
 //! (evaluate, save, stop) is set back to false when it was done.
 
+use super::config::LossConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::Table;
@@ -19,37 +20,20 @@ pub struct Control {
     pub save: bool,
     /// Save and end.
     pub stop: bool,
-    pub loss: ControlLosses,
-}
-
-/// Loss weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ControlLosses {
-    pub lm: ControlLoss,
-}
-
-/// One loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ControlLoss {
-    pub weight: f64,
+    pub loss: LossConfig,
 }
 
 impl Control {
-    /// Nothing changed, with the configured weight of the language-model loss.
-    pub fn new(lm_weight: f64) -> Control {
-        let loss = ControlLosses { lm: ControlLoss { weight: lm_weight } };
+    /// Nothing changed, with the configured losses.
+    pub fn new(loss: LossConfig) -> Control {
         Control { lr_scale: 1.0, evaluate: false, save: false, stop: false, loss }
     }
 
     fn check(&self) -> Result<(), String> {
-        for (key, value) in [("lr_scale", self.lr_scale), ("loss.lm.weight", self.loss.lm.weight)] {
-            if !(0.0..=1e6).contains(&value) {
-                return Err(format!("{key} = {value} must lie between 0 and 1e6"));
-            }
+        if !(0.0..=1e6).contains(&self.lr_scale) {
+            return Err(format!("lr_scale = {} must lie between 0 and 1e6", self.lr_scale));
         }
-        Ok(())
+        self.loss.complaint().map_or(Ok(()), Err)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Training: configuration, optimisers, schedule, guard, the trainer and what it writes.
 
+pub mod keys;
+mod losses;
 pub mod config;
 pub mod control;
 pub mod estimate;
@@ -11,4 +13,5 @@ pub mod run_folder;
 pub mod schedule;
 pub mod state;
 pub mod step;
+mod begin;
 pub mod trainer;

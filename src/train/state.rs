@@ -7,7 +7,7 @@ use crate::data::LoaderState;
 use crate::formats::checkpoint::{self, named, read_flat, views, write_synced};
 use crate::formats::safetensors::{self, Reader};
 use crate::model::Gpt;
-use crate::tensor::Params;
+use crate::tensor::{Layout, Params, Tensor};
 use crate::tokenizer::Tokenizer;
 use crate::{user_bail, user_error};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,18 @@ pub fn save(
         safetensors::write(&dir.join("optimizer.safetensors"), &tensors)?;
         write_synced(&dir.join("train_state.json"), &serde_json::to_vec(state)?)
     })
+}
+
+/// Values of one layout, flat on the host, in the places that parameters of the same names have in another.
+pub fn graft(from: &Layout, values: &Tensor, to: &Layout, into: &mut Tensor) {
+    let values = values.to_f64();
+    let mut all = into.to_f64();
+    for entry in from.entries() {
+        let target = to.entries().iter().find(|other| other.name == entry.name && other.shape == entry.shape);
+        let target = target.unwrap_or_else(|| panic!("{} has a place in the other layout", entry.name));
+        all[target.range()].copy_from_slice(&values[entry.range()]);
+    }
+    into.copy_from_f64(&all);
 }
 
 /// Reads what training needs out of the checkpoint `dir` into `moments`.

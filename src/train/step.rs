@@ -4,19 +4,19 @@
 //! its memory, so that the work is recorded once and replayed, while the next batch comes beside it. The host reads one short
 //! report at the end.
 
-use super::optim::{self, Moments, Plan};
-use crate::data::{Batch, IGNORE};
+use super::optim::{self, Moments, Pace, Plan};
+use crate::data::Batch;
 use crate::device::Device;
 use crate::device::driver::{GraphId, LANES};
 use crate::device::gpu::Gpu;
 use crate::dist::Communicator;
 use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
+use crate::model::losses::{LOSSES, Loss, LossKind, LossScale, LossScales};
 use crate::ops::clip::{self, Evidence, Limits};
 use crate::ops::grad_norm;
-use crate::ops::lm_loss::Scale;
 use crate::tape::Tape;
-use crate::tensor::{Arena, DType, Grads, Params, Tensor};
+use crate::tensor::{Arena, DType, Grads, Params, Scale, Tensor};
 use anyhow::Context;
 use std::ops::Range;
 
@@ -34,18 +34,42 @@ pub struct Parts<'a> {
 /// How a step is done.
 #[derive(Clone, Copy)]
 pub struct Orders {
-    /// Of the language-model loss.
-    pub weight: f64,
-    /// Multiplies every learning rate.
-    pub lr_factor: f64,
+    /// Of each loss.
+    pub losses: [LossOrder; LOSSES],
+    /// Sharpness of the hypercube's codes.
+    pub tau: f64,
+    pub pace: Pace,
     pub limits: Limits,
     pub recompute: Recompute,
 }
 
+/// How a loss enters a step's total.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossOrder {
+    pub weight: f64,
+    /// Factor of its gradient into the trunk.
+    pub rho: f64,
+}
+
+impl Orders {
+    /// The factor of each value of each loss, with `means` of 1 over their number.
+    fn scales(&self, means: &[f64; LOSSES]) -> LossScales {
+        let each = std::array::from_fn(|i| {
+            let LossOrder { weight, rho } = self.losses[i];
+            LossScale { weight: (weight * means[i]).into(), rho: rho.into() }
+        });
+        LossScales { each, tau: self.tau.into() }
+    }
+
+    fn lm_weight(&self) -> f64 {
+        self.losses[LossKind::Lm.index()].weight
+    }
+}
+
 /// What a step came to.
 pub struct Done {
-    /// Mean over the targets, not weighted.
-    pub loss_lm: f64,
+    /// Mean of each loss over its values, not weighted; 0 of those that the model does not have.
+    pub losses: [f64; LOSSES],
     /// Of the whole gradient, and the sum of squares of each parameter's.
     pub grad_norm: f64,
     pub squares: Vec<f64>,
@@ -73,10 +97,10 @@ impl Stepper {
     /// # Errors
     /// When a GPU's work cannot be recorded.
     pub fn start(&mut self, parts: &mut Parts, orders: &Orders, batches: &[Batch]) -> anyhow::Result<()> {
-        let mean = mean(batches, parts.communicator);
+        let means = means(parts.model, batches, parts.communicator);
         match self {
-            Stepper::Host { done } => *done = Some(step_on_host(parts, orders, batches, mean)),
-            Stepper::Gpu(step) => step.start(parts, orders, batches, mean)?,
+            Stepper::Host { done } => *done = Some(step_on_host(parts, orders, batches, &means)),
+            Stepper::Gpu(step) => step.start(parts, orders, batches, means)?,
         }
         Ok(())
     }
@@ -106,39 +130,42 @@ impl Stepper {
     }
 }
 
-/// 1 / targets of all ranks.
-fn mean(batches: &[Batch], communicator: &dyn Communicator) -> f64 {
-    let counted = |batch: &Batch| batch.targets.iter().filter(|&&t| t != IGNORE).count();
-    let targets: usize = batches.iter().map(counted).sum();
-    1.0 / (targets.max(1) * communicator.world()) as f64
+/// 1 / values of each loss, over all ranks.
+fn means(model: &Gpt, batches: &[Batch], communicator: &dyn Communicator) -> [f64; LOSSES] {
+    let mut all = [0; LOSSES];
+    for batch in batches {
+        let counts = model.counts(&batch.tokens, &batch.targets, batch.seq_len, Some(&batch.doc_start));
+        all.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+    }
+    all.map(|count| 1.0 / (count.max(1) * communicator.world()) as f64)
 }
 
 fn ranges(model: &Gpt) -> Vec<Range<usize>> {
     model.layout().entries().iter().map(|entry| entry.range()).collect()
 }
 
-fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], mean: f64) -> Done {
+fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[f64; LOSSES]) -> Done {
     let Parts { model, params, grads, moments, arena, plan, communicator } = parts;
     grads.clear();
-    let mut loss_lm = 0.0;
+    let (mut totals, scales) = ([0.0; LOSSES], orders.scales(means));
     for batch in batches {
         let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
         let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
         let mut tape = Tape::recording(arena, params, grads);
-        let losses = model.loss(&mut tape, &rows, &targets, orders.weight * mean, orders.recompute);
-        loss_lm += sum_losses(&losses) * mean;
-        drop(losses);
+        for Loss { kind, values } in model.losses(&mut tape, &rows, &targets, &scales, orders.recompute) {
+            totals[kind.index()] += sum_losses(&values) * means[kind.index()];
+        }
         tape.backward();
         drop((tape, rows, targets));
         arena.reset();
     }
     communicator.all_reduce_sum(grads.flat_mut());
     let squares = grad_norm::sums_of_squares(arena, grads.flat(), &ranges(model));
-    let factor = clip::verdict(orders.weight * loss_lm, &squares, &orders.limits);
+    let factor = clip::verdict(orders.lm_weight() * totals[LossKind::Lm.index()], &squares, &orders.limits);
     if let Some(factor) = factor {
-        optim::update(arena, plan, params, grads.flat(), moments, factor, orders.lr_factor);
+        optim::update(arena, plan, params, grads.flat(), moments, factor, orders.pace);
     }
-    Done { loss_lm, grad_norm: squares.iter().sum::<f64>().sqrt(), squares, is_applied: factor.is_some() }
+    Done { losses: totals, grad_norm: squares.iter().sum::<f64>().sqrt(), squares, is_applied: factor.is_some() }
 }
 
 /// Work that is done once as it is written, so that its kernels are loaded, then recorded, then replayed.
@@ -176,17 +203,17 @@ pub struct GpuStep {
     /// It has been sent for.
     is_ahead: bool,
     seq_len: usize,
-    mean: f64,
+    means: [f64; LOSSES],
     tensors: Tensors,
 }
 
 struct Tensors {
     /// `[3, N]` u32: tokens, targets, starts of documents.
     batch: Tensor,
-    /// `[1]` f32: factor of every target's loss.
-    scale: Tensor,
-    /// `[1]` f64: sum of the losses.
-    total: Tensor,
+    /// `[2 losses + 1]` f32: factor of every value of each loss, then rho of each, then tau.
+    scales: Tensor,
+    /// `[losses]` f64: sum of each.
+    totals: Tensor,
     /// `[5]` f64, see [`clip::knobs`].
     knobs: Tensor,
     /// f64 and f32, see [`clip::launch_verdict`].
@@ -207,8 +234,8 @@ impl GpuStep {
         let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
         let mut tensors = Tensors {
             batch: zeros(3 * rows * seq_len, DType::U32),
-            scale: zeros(1, DType::F32),
-            total: zeros(1, DType::F64),
+            scales: zeros(2 * LOSSES + 1, DType::F32),
+            totals: zeros(LOSSES, DType::F64),
             knobs: zeros(5, DType::F64),
             report: zeros(clip::REPORT_SQUARES + ranges.len(), DType::F64),
             verdict: zeros(2, DType::F32),
@@ -220,7 +247,7 @@ impl GpuStep {
         tensors.parts.copy_from_slice(&parts);
         tensors.firsts.copy_from_slice(&firsts);
         let (gradients, update) = (Recording::default(), Recording::default());
-        GpuStep { gpu, records, gradients, update, lane: 0, is_ahead: false, seq_len, mean: 0.0, tensors }
+        GpuStep { gpu, records, gradients, update, lane: 0, is_ahead: false, seq_len, means: [0.0; LOSSES], tensors }
     }
 
     /// Starts the transfer of a micro-batch.
@@ -229,14 +256,24 @@ impl GpuStep {
         self.gpu.prefetch(self.lane, bytemuck::cast_slice(&words));
     }
 
-    fn start(&mut self, parts: &mut Parts, orders: &Orders, batches: &[Batch], mean: f64) -> anyhow::Result<()> {
-        self.mean = mean;
+    fn start(
+        &mut self,
+        parts: &mut Parts,
+        orders: &Orders,
+        batches: &[Batch],
+        means: [f64; LOSSES],
+    ) -> anyhow::Result<()> {
+        self.means = means;
         let tensors = &mut self.tensors;
         parts.grads.clear();
-        tensors.total.clear();
-        tensors.scale.copy_from_slice(&[(orders.weight * mean) as f32]);
-        tensors.knobs.copy_from_slice(&clip::knobs(orders.weight, mean, &orders.limits));
-        tensors.rates.copy_from_slice(&optim::gpu::rates(parts.plan, parts.moments.updates + 1, orders.lr_factor));
+        tensors.totals.clear();
+        let LossScales { each, tau } = orders.scales(&means);
+        let (weights, rhos) = (each.iter().map(|scale| &scale.weight), each.iter().map(|scale| &scale.rho));
+        let numbers: Vec<f32> = weights.chain(rhos).chain([&tau]).map(|scale| scale.value() as f32).collect();
+        tensors.scales.copy_from_slice(&numbers);
+        let lm_mean = means[LossKind::Lm.index()];
+        tensors.knobs.copy_from_slice(&clip::knobs(orders.lm_weight(), lm_mean, &orders.limits));
+        tensors.rates.copy_from_slice(&optim::gpu::rates(parts.plan, parts.moments.updates + 1, orders.pace));
         for (i, batch) in batches.iter().enumerate() {
             if !std::mem::take(&mut self.is_ahead) {
                 self.bring(batch);
@@ -259,12 +296,13 @@ impl GpuStep {
     }
 
     fn finish(&mut self, parts: &mut Parts) -> anyhow::Result<Done> {
-        let mut report = self.tensors.report.to_f64();
+        let (mut report, totals) = (self.tensors.report.to_f64(), self.tensors.totals.to_f64());
         self.gpu.synchronise()?;
         let squares = report.split_off(clip::REPORT_SQUARES);
         let is_applied = report[2] != 0.0;
         parts.moments.updates += u64::from(is_applied);
-        Ok(Done { loss_lm: report[0] * self.mean, grad_norm: report[1], squares, is_applied })
+        let losses = std::array::from_fn(|i| totals[i] * self.means[i]);
+        Ok(Done { losses, grad_norm: report[1], squares, is_applied })
     }
 }
 
@@ -274,18 +312,22 @@ fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize,
     let part = |i: usize| tensors.batch.view(i * n, [n]);
     let rows = Rows { tokens: part(0), t: seq_len, doc_start: Some(part(2)) };
     let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
-    let losses = parts.model.loss(&mut tape, &rows, &part(1), Scale::At(tensors.scale.clone()), recompute);
-    clip::launch_losses(gpu, &mut tensors.total.whole_mut(), &losses);
-    drop(losses);
+    let number = |i: usize| Scale::at(&tensors.scales, i);
+    let each = std::array::from_fn(|i| LossScale { weight: number(i), rho: number(LOSSES + i) });
+    let scales = LossScales { each, tau: number(2 * LOSSES) };
+    for Loss { kind, values } in parts.model.losses(&mut tape, &rows, &part(1), &scales, recompute) {
+        clip::launch_losses(gpu, &mut tensors.totals.view_mut(kind.index(), [1]), &values);
+    }
     tape.backward();
 }
 
 /// The verdict on the gradients, and the update.
 fn update(gpu: &Gpu, parts: &mut Parts, tensors: &mut Tensors) {
-    let Tensors { total, knobs, report, verdict, rates, partial, parts: list, firsts, .. } = tensors;
+    let Tensors { totals, knobs, report, verdict, rates, partial, parts: list, firsts, .. } = tensors;
     let grads = parts.grads.flat();
     grad_norm::launch_listed(gpu, &mut partial.whole_mut(), grads, list);
-    let seen = Evidence { total, partial, firsts, knobs };
+    let total = totals.view(LossKind::Lm.index(), [1]);
+    let seen = Evidence { total: &total, partial, firsts, knobs };
     clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
     let (values, moments) = (parts.params.master_mut(), &mut *parts.moments);
     optim::gpu::launch(gpu, parts.arena, parts.plan, values, grads, moments, (verdict, rates));

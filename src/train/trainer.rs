@@ -1,17 +1,19 @@
 //! The trainer: batches in, updates out; evaluates, samples, saves and resumes. It reports to an [`Observer`] and prints
 //! nothing.
 
+pub use super::begin::{Corpora, open_data};
+use super::begin::{check_same_model, initial_params, with_new_parts};
 use super::config::RunConfig;
 use super::control::{Control, ControlFile};
 use super::estimate;
 use super::guard::{Guard, Observation};
 use super::metrics::{Metrics, StepRecord};
-use super::optim::{Moments, Plan};
+use super::optim::{Moments, Pace, Plan};
 use super::run_folder::RunFolder;
 use super::schedule::Schedule;
 use super::state::{self, TrainState};
-use super::step::{Done, Orders, Parts, Stepper};
-use crate::data::{Batch, Corpus, Loader, LoaderOptions, LoaderState, Split};
+use super::step::{Done, LossOrder, Orders, Parts, Stepper};
+use crate::data::{Batch, Corpus, Loader, LoaderState};
 use crate::device::driver::Bytes;
 use crate::device::{self, Device, choice};
 use crate::dist::{Communicator, Single};
@@ -19,12 +21,16 @@ use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::{self, LoadedModel};
 use crate::infer::{Request, Sampler, SamplerOptions, check_vocabulary, generate};
 use crate::model::Gpt;
-use crate::model::gpt::Recompute;
+use crate::model::gpt::{Recompute, Rows};
+use crate::model::losses::{LOSSES, LossKind, LossScales};
 use crate::ops::clip::Limits;
-use crate::tensor::{Arena, Grads, Params};
+use crate::ops::grad_norm::sums_of_squares;
+use crate::tape::Tape;
+use crate::tensor::{Arena, Grads, Params, Tensor};
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::{user_bail, user_error};
 use anyhow::bail;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,36 +115,6 @@ pub struct Trainer {
 /// Tokens of a sample during training.
 const SAMPLE_TOKENS: usize = 96;
 
-/// The two splits of a run's data.
-pub struct Corpora {
-    pub train: Corpus,
-    pub validation: Corpus,
-}
-
-/// Opens the data of `config`, training and validation.
-///
-/// # Errors
-/// What the sources refuse: missing, empty or broken files, too little text.
-pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Result<Corpora> {
-    let open = |split: Split| {
-        let options = LoaderOptions {
-            packing: config.data.packing,
-            seed: config.train.seed,
-            split,
-            val_fraction: config.data.val_fraction,
-            tokenizer_digest: Some(tokenizer.digest()),
-            ..LoaderOptions::new(config.train.rows, config.train.seq_len)
-        };
-        Corpus::open(&config.data.sources, tokenizer.clone(), options)
-    };
-    let corpora = Corpora { train: open(Split::Train)?, validation: open(Split::Validation)? };
-    corpora.train.packer(None)?.next_batch()?;
-    corpora.validation.packer(None)?.next_batch().map_err(|error| {
-        user_error!("the validation split is too small ({error:#}); raise data.val_fraction or lower train.rows")
-    })?;
-    Ok(corpora)
-}
-
 /// Refuses a run that does not fit the machine's memory. Of a run on a card the host holds the parameters and moments while
 /// they are made, read or saved.
 ///
@@ -214,8 +190,8 @@ impl Trainer {
         model: Gpt,
         corpora: Corpora,
     ) -> anyhow::Result<Trainer> {
-        let params = model.init(config.device.dtype, config.train.seed);
-        let control = Control::new(config.loss.lm.weight);
+        let params = initial_params(&config, &model, &corpora)?;
+        let control = Control::new(config.loss.clone());
         Trainer::assemble(config, folder, device, model, tokenizer, params, corpora, control, None)
     }
 
@@ -227,9 +203,7 @@ impl Trainer {
         let path = folder.path();
         let dir = folder.nth_newest(back)?;
         let LoadedModel { model, params, tokenizer, .. } = checkpoint::load_model(&dir, config.device.dtype)?;
-        if *model.config() != config.model {
-            user_bail!("{} holds another model than {}/config.toml describes", dir.display(), path.display());
-        }
+        check_same_model(&config, &model, &dir, path)?;
         let Some(tokenizer) = tokenizer.map(Arc::new) else { user_bail!("{} holds no tokenizer.json", dir.display()) };
         check_memory(&config, &model)?;
         let device = open_device(&config, &model)?;
@@ -239,6 +213,10 @@ impl Trainer {
             user_bail!("the tokenizer in {} is not the one that the run was trained with", dir.display());
         }
         let corpora = open_data(&config, &tokenizer)?;
+        let (model, params, moments) = match model.config().parts == config.model.parts {
+            true => (model, params, moments),
+            false => with_new_parts(&config, &corpora, model, params, moments)?,
+        };
         let control = state.control.clone();
         Trainer::assemble(config, folder, device, model, tokenizer, params, corpora, control, Some((state, moments)))
     }
@@ -352,6 +330,9 @@ impl Trainer {
             if due(train.eval_every) || at_end || std::mem::take(&mut self.control.evaluate) {
                 let result = self.evaluate()?;
                 (record.val_loss, record.val_bpb) = (Some(result.loss), Some(result.bits_per_byte));
+                let parts = result.parts.iter().map(|(name, loss)| (format!("val_loss.{name}"), *loss));
+                record.val_parts = parts.collect();
+                record.grad_shares = self.gradient_shares()?;
                 observer.hear(Event::Evaluated { step, evaluation: &result });
                 evaluation = Some(result);
             }
@@ -425,17 +406,15 @@ impl Trainer {
         };
         self.position = self.loader.state().clone();
         let train = &self.config.train;
-        let weight = self.control.loss.lm.weight;
-        let schedule = Schedule {
-            steps: train.steps,
-            warmup_steps: train.warmup_steps,
-            cooldown_fraction: train.cooldown_fraction,
-        };
+        let schedule = self.schedule();
         let lr = schedule.factor(self.step) * self.control.lr_scale;
         let [loss, grad_norm] = self.guard.limits(train.spike_sigma);
         let recompute = if train.recompute { Recompute::Blocks } else { Recompute::Nothing };
         let limits = Limits { clip: train.clip, loss, grad_norm };
-        let orders = Orders { weight, lr_factor: lr, limits, recompute };
+        let pace = Pace { lr_factor: lr, is_warmup: self.step < train.warmup_steps };
+        let losses = self.loss_orders();
+        let tau = self.config.model.parts.hypercube.tau(self.step as f64 / train.steps as f64);
+        let orders = Orders { losses, tau, pace, limits, recompute };
         let mut parts = Parts {
             model: &self.model,
             params: &mut self.params,
@@ -453,9 +432,13 @@ impl Trainer {
             }
             self.ahead = Some(batches);
         }
-        let Done { loss_lm, grad_norm, squares, is_applied } = self.stepper.finish(&mut parts)?;
+        let Done { losses, grad_norm, squares, is_applied } = self.stepper.finish(&mut parts)?;
         self.device.synchronise()?;
-        let loss = weight * loss_lm;
+        let weight = |kind: LossKind| self.control.loss.of(kind).weight;
+        let loss = weight(LossKind::Lm) * losses[LossKind::Lm.index()];
+        let of_part = |kind: LossKind| (kind, losses[kind.index()]);
+        let parts: Vec<(LossKind, f64)> = self.model.loss_kinds().into_iter().map(of_part).collect();
+        let total = parts.iter().map(|&(kind, loss)| weight(kind) * loss).sum();
         let layout = self.model.layout();
         let name = |i: usize| layout.entries()[i].name.clone();
         let seen = Observation { loss, grad_norm, squares: &squares, name: &name };
@@ -470,8 +453,8 @@ impl Trainer {
         Ok(StepRecord {
             step: self.step,
             tokens: self.tokens,
-            loss,
-            loss_lm,
+            loss: total,
+            loss_parts: parts.into_iter().map(|(kind, loss)| (format!("loss.{}", kind.name()), loss)).collect(),
             lr: lr * train.lr_scale,
             grad_norm,
             tokens_per_second,
@@ -479,6 +462,20 @@ impl Trainer {
             skipped,
             ..StepRecord::default()
         })
+    }
+
+    /// Weight and rho of each loss in the step to come.
+    fn loss_orders(&self) -> [LossOrder; LOSSES] {
+        let rho_factor = self.schedule().rho_factor(self.step);
+        LossKind::ALL.map(|kind| {
+            let LossOrder { weight, rho } = self.control.loss.of(kind);
+            LossOrder { weight, rho: rho * if kind == LossKind::Lm { 1.0 } else { rho_factor } }
+        })
+    }
+
+    fn schedule(&self) -> Schedule {
+        let train = &self.config.train;
+        Schedule { steps: train.steps, warmup_steps: train.warmup_steps, cooldown_fraction: train.cooldown_fraction }
     }
 
     fn give_up_if_hopeless(&self, why: &str) -> anyhow::Result<()> {
@@ -495,6 +492,38 @@ impl Trainer {
     fn evaluate(&mut self) -> anyhow::Result<Evaluation> {
         let mut packer = self.validation.packer(None)?;
         bits_per_byte(&self.model, &self.params, &self.arena, &mut packer, self.config.train.eval_tokens)
+    }
+
+    /// The norm of each loss's gradient at the trunk over that of the language-model loss, with the weights and rhos of the step to come, on
+    /// held-out rows; nothing of a model with that loss alone.
+    fn gradient_shares(&mut self) -> anyhow::Result<BTreeMap<String, f64>> {
+        let kinds = self.model.loss_kinds();
+        if kinds.len() < 2 {
+            return Ok(BTreeMap::new());
+        }
+        let batch = self.validation.packer(None)?.next_batch()?;
+        let (orders, trunk) = (self.loss_orders(), 0..self.model.trunk_elems());
+        let counts = self.model.counts(&batch.tokens, &batch.targets, batch.seq_len, Some(&batch.doc_start));
+        let mut norms = Vec::new();
+        for &kind in &kinds {
+            let LossOrder { weight, rho } = orders[kind.index()];
+            let mut scales = LossScales::all(0.0, rho);
+            scales.each[kind.index()].weight = (weight / counts[kind.index()].max(1) as f64).into();
+            self.grads.clear();
+            let rows = Rows::new(&self.arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+            let targets = Tensor::from_slice(&self.arena, [batch.targets.len()], &batch.targets);
+            let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
+            drop(self.model.losses(&mut tape, &rows, &targets, &scales, Recompute::Nothing));
+            tape.backward();
+            drop((tape, rows, targets));
+            let squares = sums_of_squares(&self.arena, self.grads.flat(), std::slice::from_ref(&trunk));
+            self.arena.reset();
+            norms.push(squares[0].sqrt());
+        }
+        self.grads.clear();
+        let share =
+            |(kind, norm): (&LossKind, &f64)| (format!("grad_share.{}", kind.name()), norm / norms[0].max(1e-30));
+        Ok(kinds.iter().zip(&norms).skip(1).map(share).collect())
     }
 
     fn sample(&self) -> anyhow::Result<String> {

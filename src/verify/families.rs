@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -35,6 +35,12 @@ pub const FAMILIES: &[Family] = &[
     cases("embedding", rowwise::embedding),
     cases("rmsnorm", rowwise::rmsnorm),
     cases("rope", rowwise::rope),
+    cases("blend", parts::blend),
+    cases("select_rows", parts::select_rows),
+    cases("concept_loss", parts::concept_loss),
+    cases("hypercube", parts::hypercube),
+    cases("code_entropy", parts::code_entropy),
+    on_device("concept_windows", parts::windows_on),
     on_device("scale_grad", rowwise::scale_grad),
     on_device("cast", state::cast_on),
     on_device("fill", state::fill_on),

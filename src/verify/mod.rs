@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod families;
+pub mod parts;
 pub mod products;
 pub mod rowwise;
 pub mod state;

@@ -88,6 +88,8 @@ pub fn embedding(extent: Extent, check: Check) -> Cases {
 /// is no multiple of anything.
 pub fn rmsnorm(extent: Extent, check: Check) -> Cases {
     pick(ROWS, 3, extent).try_for_each(|&shape| rmsnorm_alone(shape, check))?;
+    let without_gain: Vec<[usize; 2]> = ROWS.iter().copied().chain([[9, 2500]]).collect();
+    pick(&without_gain, 3, extent).try_for_each(|&shape| rmsnorm_without_gain(shape, check))?;
     let fused: Vec<[usize; 2]> = ROWS.iter().copied().chain([[9, 2500], [3, 8192]]).collect();
     pick(&fused, 3, extent).try_for_each(|&shape| rmsnorm_fused(shape, check))
 }
@@ -106,6 +108,20 @@ fn rmsnorm_alone([n, c]: [usize; 2], check: Check) -> Cases {
             Outcome { output: y.to_f64(), gradients: vec![dx.to_f64(), gradient(&grads, 0)] }
         },
         reference: &|inputs| rmsnorm::reference(&inputs[0], &inputs[1], EPS),
+    })
+}
+
+fn rmsnorm_without_gain([n, c]: [usize; 2], check: Check) -> Cases {
+    check(&OpCase {
+        name: format!("rmsnorm without gain {n}x{c}"),
+        inputs: vec![normals("rmsnorm x", n * c)],
+        longest_sum: n.max(c),
+        run: &|arena, dtype, inputs, dy| {
+            let (y, saved) = rmsnorm::forward(arena, &at(arena, dtype, [n, c], &inputs[0]), None, EPS);
+            let dx = rmsnorm::backward(arena, None, &at(arena, dtype, [n, c], dy), None, None, &saved);
+            Outcome { output: y.to_f64(), gradients: vec![dx.to_f64()] }
+        },
+        reference: &|inputs| rmsnorm::reference(&inputs[0], &vec![1.0; c], EPS),
     })
 }
 
@@ -191,7 +207,8 @@ pub fn scale_grad(gpu: &'static Gpu, extent: Extent) -> Cases {
     pick(ROWS, 3, extent).try_for_each(|&[n, c]| {
         [DType::F32, DType::Bf16].into_iter().try_for_each(|dtype| {
             let values = at(&host, dtype, [n, c], &normals("scale_grad", n * c)).to_f64();
-            let dx = scale_grad::backward(&Arena::scattered(gpu), at_gpu(gpu, dtype, [n, c], &values), 0.3).to_f64();
+            let dx =
+                scale_grad::backward(&Arena::scattered(gpu), at_gpu(gpu, dtype, [n, c], &values), &0.3.into()).to_f64();
             let want = at(&host, dtype, [n, c], &scale_grad::reference(&values, f64::from(0.3f32))).to_f64();
             super::told(gpu, "scale_grad")?;
             super::close(&format!("scale_grad {n}x{c} {dtype}"), &dx, &want, 2.0 * super::unit(dtype))

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod inputs;
+mod parts;
 mod runs;
 mod surface;
 

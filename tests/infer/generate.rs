@@ -2,7 +2,7 @@
 
 use super::{random_params, small_model};
 use crate::data::assert_user_error;
-use nanochat_gpu::infer::{Finish, Generation, Request, Sampler, SamplerOptions, generate};
+use nanochat_gpu::infer::{Drawn, Finish, Generation, Request, Sampler, SamplerOptions, generate};
 use nanochat_gpu::model::Gpt;
 use nanochat_gpu::model::gpt::Rows;
 use nanochat_gpu::tape::Tape;
@@ -14,8 +14,9 @@ const REQUEST: Request = Request { prompt: &[1, 2, 3], tokens_max: 20, sequence:
 
 fn run(model: &Gpt, params: &Params, options: SamplerOptions, request: &Request) -> Generation {
     let mut seen = Vec::new();
-    let mut on_token = |id| {
-        seen.push(id);
+    let mut on_token = |drawn: Drawn| {
+        assert!(drawn.psyche.is_none());
+        seen.push(drawn.id);
         ControlFlow::Continue(())
     };
     let made = generate(model, params, &Sampler::new(options).unwrap(), request, &mut on_token).unwrap();

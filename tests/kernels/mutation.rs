@@ -13,7 +13,7 @@ use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::ops::clip::{self, Evidence};
 use nanochat_gpu::ops::mlp::{self, Keep, Weights};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
-use nanochat_gpu::ops::{embedding, grad_norm, lm_loss, rmsnorm, rope};
+use nanochat_gpu::ops::{blend, concept_loss, embedding, grad_norm, hypercube, lm_loss, rmsnorm, rope};
 use nanochat_gpu::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
@@ -41,6 +41,25 @@ fn muon_update(arena: &Arena) -> Vec<u8> {
     params.master().to_bytes()
 }
 
+/// A blend forward and back, in vector accesses and not.
+fn blended(arena: &Arena, dtype: DType) -> Vec<u8> {
+    let run = |c: usize| {
+        let (controller, bias) = (at(arena, dtype, &[3, c]), at(arena, dtype, &[3]));
+        let gain = at(arena, dtype, &[c]);
+        let weights = blend::Weights { controller: Some(&controller), bias: &bias, gain: &gain };
+        let options = blend::Options { source: blend::Source::First, lean: [0.0; 3], eps: 1e-5 };
+        let streams = [(); 3].map(|()| at(arena, dtype, &[20, c]));
+        let (y, x, saved) = blend::forward(arena, streams, weights, options);
+        let mut grads = gradients(arena, dtype, &[controller.shape(), bias.shape(), gain.shape()]);
+        let [controller, bias, gain] = grads.disjoint_mut([0, 1, 2].map(|i| ParamId(i).into()));
+        let to = blend::Gradients { controller: Some(controller), bias, gain };
+        let dh = blend::backward(arena, to, Some(y.clone()), Some(x.clone()), weights, &saved);
+        let all = [&y, &x, &dh[0], &dh[1], &dh[2], grads.flat()];
+        all.iter().flat_map(|tensor| tensor.to_bytes()).collect::<Vec<u8>>()
+    };
+    [520, 517].map(run).concat()
+}
+
 fn verdict_on_a_step(arena: &Arena) -> Vec<u8> {
     let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
     let [mut total, partial, mut report] =
@@ -52,6 +71,30 @@ fn verdict_on_a_step(arena: &Arena) -> Vec<u8> {
     let seen = Evidence { total: &total, partial: &partial, firsts: &firsts, knobs: &knobs };
     clip::launch_verdict(gpu, &mut report.whole_mut(), &mut verdict.whole_mut(), &seen);
     [report.to_bytes(), verdict.to_bytes()].concat()
+}
+
+/// As [`scenario`], for the ops of parts beyond the backbone.
+fn part_scenario(stem: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
+    let bytes = |tensors: &[&Tensor]| -> Vec<u8> { tensors.iter().flat_map(|tensor| tensor.to_bytes()).collect() };
+    match stem {
+        "hypercube" => {
+            let (loss, du) = hypercube::entropy(arena, &at(arena, dtype, &[70, 16]), &10.0.into(), Some(&0.5.into()));
+            bytes(&[&loss, &du.unwrap()])
+        }
+        "blend" => blended(arena, dtype),
+        "concept_loss" => {
+            let (x, codes) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[300, 8]));
+            let [bias, idf] = [(); 2].map(|()| at(arena, DType::F32, &[300]));
+            let windows = ids(arena, &[5, 5, 299, 7, 7, 0, 1, 2, 3]).reshape([3, 3]);
+            let mut grads = gradients(arena, dtype, &[codes.shape()]);
+            let dcodes = Some(grads.view_mut(ParamId(0)));
+            let wanted = concept_loss::Gradients { scale: 0.5.into(), dcodes };
+            let concepts = concept_loss::Concepts { codes: &codes, bias: &bias, idf: &idf };
+            let (losses, dx) = concept_loss::forward(arena, &x, concepts, &windows, Some(wanted));
+            bytes(&[&losses, &dx.unwrap(), grads.flat()])
+        }
+        other => unreachable!("{other} is no part's"),
+    }
 }
 
 /// Runs the kernels of a file, at sizes where every barrier has something to separate; the bytes of the results.
@@ -139,6 +182,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
             bytes(&[&losses, &dx.unwrap(), grads.flat()])
         }
+        "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
             let sums =
                 grad_norm::sums_of_squares(arena, &at(arena, DType::F32, &[5000]), std::slice::from_ref(&(0..5000)));

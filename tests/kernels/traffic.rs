@@ -5,7 +5,7 @@ use crate::ops::{gradients, ids, simulators, tensor};
 use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
-use nanochat_gpu::ops::{add, embedding, grad_norm, linear, rmsnorm, rope, scale_grad, softcap, swiglu};
+use nanochat_gpu::ops::{add, blend, embedding, grad_norm, linear, rmsnorm, rope, scale_grad, softcap, swiglu};
 use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
@@ -41,7 +41,7 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
     let at = |shape: [usize; 2]| tensor(&arena, dtype, shape, &normals("traffic", shape[0] * shape[1]));
     let elems = N * C * size;
     drop(add::forward(&arena, at([N, C]), &at([N, C])));
-    drop(scale_grad::backward(&arena, at([N, C]), 0.5));
+    drop(scale_grad::backward(&arena, at([N, C]), &0.5.into()));
     let y = softcap::forward(&arena, at([N, C]), 15.0);
     drop(softcap::backward(&arena, at([N, C]), &softcap::Saved { y, cap: 15.0 }));
     let gate_up = at([N, 2 * C]);
@@ -52,6 +52,14 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
     let (_, _, saved) = rmsnorm::forward_add(&arena, &at([N, C]), at([N, C]), &gain, 1e-5);
     let dsum = Some(at([N, C]));
     drop(rmsnorm::backward(&arena, &mut grads.view_mut(ParamId(0)), &at([N, C]), dsum, &gain, &saved));
+    let (controller, bias) = (at([3, C]), tensor(&arena, dtype, [3], &normals("traffic bias", 3)));
+    let weights = blend::Weights { controller: Some(&controller), bias: &bias, gain: &gain };
+    let options = blend::Options { source: blend::Source::Third, lean: [0.0; 3], eps: 1e-5 };
+    let (y, x, saved) = blend::forward(&arena, [at([N, C]), at([N, C]), at([N, C])], weights, options);
+    let mut grads = gradients(&arena, dtype, &[controller.shape(), bias.shape(), gain.shape()]);
+    let [dcontroller, dbias, dgain] = grads.disjoint_mut([0, 1, 2].map(|i| ParamId(i).into()));
+    let to = blend::Gradients { controller: Some(dcontroller), bias: dbias, gain: dgain };
+    drop(blend::backward(&arena, to, Some(y), Some(x), weights, &saved));
     drop(embedding::forward(&arena, &at([64, C]), &ids(&arena, &integers("traffic tokens", N, 64))));
     let heads = Heads { h: 4, g: 2, d: 64 };
     let (row, normed) = (heads.row_elems(), (heads.h + heads.g) * heads.d);
@@ -71,6 +79,13 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
         // Sectors of 32 bytes for the 4 of a row's rstd, and the gain for every row.
         (suffix("rmsnorm_fwd_warp_per_row"), Budget { must: 4 * elems, cached: elems + 32 * N }),
         (suffix("rmsnorm_bwd_warp_per_row"), Budget { must: 4 * elems, cached: elems + 32 * N }),
+        // Controller and gain for every row, and a sector for each of its few words: weights, scores, roots, and the bias, which all
+        // 16 warps read. Backward writes its shares of dgain by words that lie 16 or 32 bytes apart.
+        (suffix("blend_fwd_block_per_row"), Budget { must: 5 * elems, cached: 4 * elems + (3 * 16 + 4) * 32 * N }),
+        (
+            suffix("blend_bwd_block_per_row"),
+            Budget { must: 8 * elems, cached: 4 * elems + 8 * 16 * 32 * N + N / 8 * (C + 3) * 32 },
+        ),
         // A word of tokens in a sector for every warp's part of a row.
         (suffix("embedding_fwd_vector"), Budget { must: 2 * elems, cached: 32 * (elems / 512) }),
         (

@@ -1,5 +1,7 @@
 //! The model against recorded numbers, finite differences and its own other paths.
 
-mod device;
-mod gpt;
-mod reference;
+pub mod device;
+pub mod gpt;
+mod hypercube;
+pub mod parts;
+pub mod reference;

@@ -3,15 +3,19 @@
 mod add;
 mod attention;
 mod attention_flash;
+mod blend;
 mod clip;
+mod concept_loss;
 mod embedding;
 mod grad_norm;
+mod hypercube;
 mod linear;
 mod lm_loss;
 mod mlp;
 mod rmsnorm;
 mod rope;
 mod scale_grad;
+mod select_rows;
 mod softcap;
 mod swiglu;
 

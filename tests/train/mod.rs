@@ -2,5 +2,6 @@
 
 mod device;
 mod optim;
+mod parts;
 mod plot;
 mod trainer;

@@ -45,7 +45,7 @@ const BETA2: f64 = 0.95;
 const EPS: f64 = 1e-8;
 
 fn adamw_group(lr: f64, weight_decay: f64) -> Group {
-    Group { range: 0..0, rule: Rule::Adamw { beta1: BETA1, beta2: BETA2, eps: EPS }, lr, weight_decay }
+    Group { range: 0..0, rule: Rule::Adamw { beta1: BETA1, beta2: BETA2, eps: EPS }, lr, weight_decay, waits: false }
 }
 
 fn step_of(lr: f64, weight_decay: f64, updates: u64, grad_factor: f64) -> adamw::Step {
@@ -132,7 +132,13 @@ fn the_gradient_factor_is_applied_before_the_rule() {
     let n = SHAPE[0] * SHAPE[1];
     let [rows, cols] = SHAPE;
     let start = verify::normals("optim start", n);
-    let muon = Group { range: 0..0, rule: Rule::Muon { rows, cols, momentum: 0.95 }, lr: 0.02, weight_decay: 0.05 };
+    let muon = Group {
+        range: 0..0,
+        rule: Rule::Muon { rows, cols, momentum: 0.95 },
+        lr: 0.02,
+        weight_decay: 0.05,
+        waits: false,
+    };
     for group in [adamw_group(0.01, 0.1), muon] {
         let [mut by_factor, mut by_hand] = [(); 2].map(|()| Run::new(DType::F32, SHAPE, &start, group.clone()));
         for step in 1..=3 {
@@ -253,7 +259,13 @@ fn matrices_without_full_rank_stay_finite() {
 fn muon_decays_only_where_update_and_weight_agree() {
     let (lr, decay) = (0.1, 0.5);
     let w = [0.5, 0.7, -0.3, -0.25];
-    let group = Group { range: 0..0, rule: Rule::Muon { rows: 2, cols: 2, momentum: 0.95 }, lr, weight_decay: decay };
+    let group = Group {
+        range: 0..0,
+        rule: Rule::Muon { rows: 2, cols: 2, momentum: 0.95 },
+        lr,
+        weight_decay: decay,
+        waits: false,
+    };
     let mut run = Run::new(DType::F64, [2, 2], &w, group);
     run.step(&[3.0, 0.0, 0.0, 3.0], 1.0, 1.0);
     // A multiple of the identity stays one: both singular values are 1/sqrt(2) of the norm, off it nothing moves.
@@ -270,7 +282,8 @@ fn muon_is_its_definition_over_several_steps() {
         let (lr, mu) = (0.02, 0.95);
         let mut w = verify::normals("muon w", rows * cols);
         let mut m = vec![0.0; rows * cols];
-        let group = Group { range: 0..0, rule: Rule::Muon { rows, cols, momentum: mu }, lr, weight_decay: 0.0 };
+        let group =
+            Group { range: 0..0, rule: Rule::Muon { rows, cols, momentum: mu }, lr, weight_decay: 0.0, waits: false };
         let mut run = Run::new(DType::F64, [rows, cols], &w, group);
         for step in 1..=3 {
             let grads = verify::normals(&format!("muon gradients {step}"), rows * cols);
@@ -299,7 +312,8 @@ fn the_number_of_threads_changes_no_bit() {
         })
     };
     let muon = Rule::Muon { rows, cols, momentum: 0.95 };
-    for group in [Group { range: 0..0, rule: muon, lr: 0.02, weight_decay: 0.05 }, adamw_group(0.01, 0.1)] {
+    for group in [Group { range: 0..0, rule: muon, lr: 0.02, weight_decay: 0.05, waits: false }, adamw_group(0.01, 0.1)]
+    {
         let one = on(1, &group);
         assert!(one == on(2, &group) && one == on(3, &group), "{:?}", group.rule);
     }
@@ -308,7 +322,8 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn muon_leaves_the_second_moment_alone() {
     let rule = Rule::Muon { rows: 2, cols: 2, momentum: 0.95 };
-    let mut run = Run::new(DType::F64, [2, 2], &[1.0; 4], Group { range: 0..0, rule, lr: 0.1, weight_decay: 0.0 });
+    let mut run =
+        Run::new(DType::F64, [2, 2], &[1.0; 4], Group { range: 0..0, rule, lr: 0.1, weight_decay: 0.0, waits: false });
     run.step(&[1.0, 2.0, 3.0, 4.0], 1.0, 1.0);
     assert_eq!(run.state()[2], vec![0.0; 4]);
     let step = muon::Step { lr: 0.1, momentum: 0.95, weight_decay: 0.0, grad_factor: 1.0 };

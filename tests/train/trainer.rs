@@ -6,6 +6,7 @@ use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::formats::safetensors::Reader;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
+use nanochat_gpu::model::losses::LossScales;
 use nanochat_gpu::model::{Gpt, ModelConfig};
 use nanochat_gpu::ops::grad_norm::sums_of_squares;
 use nanochat_gpu::tape::Tape;
@@ -340,7 +341,7 @@ fn measured(config: &RunConfig) -> usize {
     let (rows, targets) = batch_rows(batch);
     let recompute = if config.train.recompute { Recompute::Blocks } else { Recompute::Nothing };
     let mut tape = Tape::recording(&arena, &params, &mut grads);
-    drop(model.loss(&mut tape, &rows, &targets, 1.0 / n as f64, recompute));
+    drop(model.losses(&mut tape, &rows, &targets, &LossScales::all(1.0 / n as f64, 0.5), recompute));
     tape.backward();
     drop(tape);
     arena.stats().peak_live_bytes
@@ -374,6 +375,10 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.width=128", "model.ffn_width=1024"],
         &["model.width=64", "train.rows=1", "train.seq_len=1024"],
         &["model.layers=4", "model.width=256", "train.seq_len=256", "model.vocab_size=4096"],
+        &["model.layers=3", "psyche.enabled=true"],
+        &["model.layers=3", "hypercube.enabled=true"],
+        &["model.layers=3", "concept.enabled=true"],
+        &["model.layers=6", "model.width=128", "psyche.enabled=true", "hypercube.enabled=true", "concept.enabled=true"],
     ] {
         for dtype in ["f32", "bf16"] {
             for recompute in ["false", "true"] {

@@ -1,6 +1,6 @@
 //! The optimisers on a GPU: the same updates by kernels.
 
-use super::{Group, Moments, Plan, Rule, adamw, muon};
+use super::{Group, Moments, Pace, Plan, Rule, adamw, muon};
 use crate::device::cpu::WriteMode;
 use crate::device::gemm::{Operand, gemm, gemm_onto};
 use crate::device::gpu::Gpu;
@@ -12,9 +12,9 @@ use crate::tensor::{Arena, DType, Tensor, TensorMut};
 pub(crate) const RATES: usize = 3;
 
 /// `[groups, RATES]`: what each group is updated with in the update that is number `updates`, as the kernels take it.
-pub(crate) fn rates(plan: &Plan, updates: u64, lr_factor: f64) -> Vec<f32> {
+pub(crate) fn rates(plan: &Plan, updates: u64, pace: Pace) -> Vec<f32> {
     let of = |group: &Group| {
-        let (lr, weight_decay) = (group.lr * lr_factor, group.weight_decay);
+        let (lr, weight_decay) = (group.lr_at(pace), group.weight_decay);
         match group.rule {
             Rule::Adamw { beta1, beta2, eps } => {
                 let step = adamw::Step { lr, beta1, beta2, eps, weight_decay, updates, grad_factor: 1.0 };

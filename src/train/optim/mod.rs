@@ -26,6 +26,31 @@ pub struct Group {
     pub rule: Rule,
     pub lr: f64,
     pub weight_decay: f64,
+    /// It is not updated while the learning rate warms up.
+    pub waits: bool,
+}
+
+/// How fast an update goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Multiplies every learning rate.
+    pub lr_factor: f64,
+    /// The learning rate warms up.
+    pub is_warmup: bool,
+}
+
+impl From<f64> for Pace {
+    /// After the warm-up.
+    fn from(lr_factor: f64) -> Pace {
+        Pace { lr_factor, is_warmup: false }
+    }
+}
+
+impl Group {
+    /// The learning rate of an update.
+    fn lr_at(&self, pace: Pace) -> f64 {
+        if self.waits && pace.is_warmup { 0.0 } else { self.lr * pace.lr_factor }
+    }
 }
 
 /// The update rule of a group.
@@ -56,10 +81,10 @@ impl Plan {
     /// optimiser's own default where none is given).
     ///
     /// AdamW: `1e-3 sqrt(256 / C)`, betas 0.9 and 0.95, eps 1e-8, decay 0.1. Muon: matrices 0.02; embeddings 0.2, head
-    /// 0.004, gains 0.01, each by `sqrt(768 / C)`, with AdamW at betas 0.8 and 0.95, eps 1e-10; decay 0.05.
+    /// 0.004, gains and tables 0.01, the controller 0.001, each by `sqrt(768 / C)`, with AdamW at betas 0.8 and 0.95, eps 1e-10; decay 0.05.
     pub fn new(kind: Kind, layout: &Layout, width: usize, lr_scale: f64, weight_decay: Option<f64>) -> Plan {
         let group = |entry: &crate::tensor::flat::Entry| {
-            let decays = entry.role != Role::Gain;
+            let decays = matches!(entry.role, Role::Matrix | Role::Embedding | Role::Head);
             let (rule, lr, decay) = match kind {
                 Kind::Adamw => {
                     let rule = Rule::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
@@ -73,13 +98,16 @@ impl Plan {
                     let base = match entry.role {
                         Role::Embedding => 0.2,
                         Role::Head => 0.004,
-                        Role::Matrix | Role::Gain => 0.01,
+                        Role::Matrix | Role::Gain | Role::Table | Role::Fixed => 0.01,
+                        // Three scores of a whole row: steps of 0.01 in each weight settle them in a few updates.
+                        Role::Controller => 0.001,
                     };
                     (Rule::Adamw { beta1: 0.8, beta2: 0.95, eps: 1e-10 }, base * (768.0 / width as f64).sqrt(), 0.0)
                 }
             };
             let weight_decay = if decays { decay } else { 0.0 };
-            Group { range: entry.range(), rule, lr: lr * lr_scale, weight_decay }
+            let lr = if entry.role == Role::Fixed { 0.0 } else { lr * lr_scale };
+            Group { range: entry.range(), rule, lr, weight_decay, waits: entry.role == Role::Controller }
         };
         Plan { kind, groups: layout.entries().iter().map(group).collect() }
     }
@@ -110,8 +138,7 @@ impl Moments {
     }
 }
 
-/// One update of all parameters. `grad_factor` multiplies every gradient first (clipping), `lr_factor` every learning rate
-/// (schedule). Scratch memory on a GPU comes from `arena`.
+/// One update of all parameters. `grad_factor` multiplies every gradient first (clipping). Scratch memory on a GPU comes from `arena`.
 pub fn update(
     arena: &Arena,
     plan: &Plan,
@@ -119,13 +146,14 @@ pub fn update(
     grads: &Tensor,
     moments: &mut Moments,
     grad_factor: f64,
-    lr_factor: f64,
+    pace: impl Into<Pace>,
 ) {
+    let pace = pace.into();
     moments.updates += 1;
     let updates = moments.updates;
     if let Device::Gpu(gpu) = grads.device() {
         let verdict = Tensor::from_slice(arena, [2], &[grad_factor as f32, 1.0]);
-        let rates = gpu::rates(plan, updates, lr_factor);
+        let rates = gpu::rates(plan, updates, pace);
         let rates = Tensor::from_slice(arena, [rates.len()], &rates);
         gpu::launch(gpu, arena, plan, params.master_mut(), grads, moments, (&verdict, &rates));
         params.round();
@@ -142,7 +170,7 @@ pub fn update(
                 first: &mut first[range.clone()],
                 second: &mut second[range],
             };
-            let lr = group.lr * lr_factor;
+            let lr = group.lr_at(pace);
             match group.rule {
                 Rule::Adamw { beta1, beta2, eps } => {
                     let step = adamw::Step { lr, beta1, beta2, eps, weight_decay: group.weight_decay, updates, grad_factor };

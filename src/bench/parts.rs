@@ -1,0 +1,137 @@
+//! The ops of the parts beyond the backbone.
+
+use super::{Row, Size, Stage, Work};
+use crate::ops::blend::{self, Gradients, Options, Source, Weights};
+use crate::ops::concept_loss::{self, Concepts, Windows};
+use crate::ops::hypercube;
+use crate::ops::select_rows::{self, Stride};
+use crate::tensor::{DType, ParamId, Tensor};
+
+const EPS: f64 = 1e-5;
+
+pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
+    let [n, c] = super::rowwise::stream(size);
+    let mut rows: Vec<Row> = blend_rows(dtype, [n, c]).into();
+    rows.extend(hypercube_rows(dtype, n));
+    rows.extend(select_rows_rows(dtype, [n, c]));
+    rows.push(concept_loss_row(dtype, [n / 8, size.of(16, 64, 64), size.of(1000, 50_257, 50_257)]));
+    rows
+}
+
+/// Codes of 16 bits: forward reads and writes one, backward reads two; the entropy reads twice and writes its gradient.
+fn hypercube_rows(dtype: DType, n: usize) -> [Row; 3] {
+    const K: usize = 16;
+    let extents = [("N", n), ("K", K)];
+    let work = |tensors: usize| Work::bytes(dtype.size_bytes() * tensors * n * K);
+    [
+        Row::new(["hypercube", "fwd", "code"], dtype, &extents, work(2), move |stage| {
+            let (u, arena) = (stage.normals([n, K], dtype), stage.arena.clone());
+            Box::new(move || vec![hypercube::forward(&arena, &u)])
+        }),
+        Row::new(["hypercube", "bwd", "half_warp_per_row"], dtype, &extents, work(3), move |stage| {
+            let (u, db, arena) = (stage.normals([n, K], dtype), stage.normals([n, K], dtype), stage.arena.clone());
+            let saved = hypercube::Saved { u };
+            Box::new(move || vec![hypercube::backward(&arena, &db, &saved)])
+        }),
+        Row::new(["hypercube", "fwd", "entropy"], dtype, &extents, work(3), move |stage| {
+            let (u, arena) = (stage.normals([n, K], dtype), stage.arena.clone());
+            Box::new(move || {
+                let (loss, du) = hypercube::entropy(&arena, &u, &10.0.into(), Some(&0.5.into()));
+                vec![loss, du.expect("asked for")]
+            })
+        }),
+    ]
+}
+
+/// Every eighth row: reads and writes as many forward, reads as many and writes all backward.
+fn select_rows_rows(dtype: DType, [n, c]: [usize; 2]) -> [Row; 2] {
+    let (extents, m) = ([("N", n), ("C", c)], n / 8);
+    let stride = Stride { t: n, first: 4, every: 8 };
+    let work = |elems: usize| Work::bytes(dtype.size_bytes() * elems);
+    [
+        Row::new(["select_rows", "fwd", "vector"], dtype, &extents, work(2 * m * c), move |stage| {
+            let (x, arena) = (stage.normals([n, c], dtype), stage.arena.clone());
+            Box::new(move || vec![select_rows::forward(&arena, &x, stride)])
+        }),
+        Row::new(["select_rows", "bwd", "vector"], dtype, &extents, work(m * c + n * c), move |stage| {
+            let (dy, arena) = (stage.normals([m, c], dtype), stage.arena.clone());
+            Box::new(move || vec![select_rows::backward(&arena, &dy, n, stride)])
+        }),
+    ]
+}
+
+/// The windows of every eighth token, and three products of `2 M R Nc`; rows, codes and the gradients of both.
+fn concept_loss_row(dtype: DType, [m, r, nc]: [usize; 3]) -> Row {
+    let bytes = dtype.size_bytes() * (2 * m * r + nc * r) + size_of::<f32>() * nc * r;
+    let work = Work { bytes, flops: 6 * m * r * nc, tokens: 0 };
+    let extents = [("M", m), ("R", r), ("V", nc)];
+    Row::new(["concept_loss", "fwd", "block_per_row"], dtype, &extents, work, move |stage| {
+        let (x, codes) = (stage.normals([m, r], dtype), stage.normals([nc, r], dtype));
+        let [bias, idf] = [(); 2].map(|()| stage.normals([nc], DType::F32));
+        let tokens = stage.ids(8 * m, nc);
+        let windows = Windows { stride: Stride { t: 8 * m, first: 4, every: 8 }, window: 16, concepts: nc };
+        let (arena, mut grads) = (stage.arena.clone(), stage.grads(dtype, &[&[nc, r]]));
+        Box::new(move || {
+            let concepts = Concepts { codes: &codes, bias: &bias, idf: &idf };
+            let dcodes = Some(grads.view_mut(ParamId(0)));
+            let windows = windows.gather(&arena, &tokens, None);
+            let wanted = concept_loss::Gradients { scale: 0.5.into(), dcodes };
+            let (losses, dx) = concept_loss::forward(&arena, &x, concepts, &windows, Some(wanted));
+            vec![losses, dx.expect("asked for"), grads.flat().clone()]
+        })
+    })
+}
+
+/// Forward reads three streams and writes the blend and its norm; backward reads three streams and two gradients, and writes
+/// three.
+fn blend_elems(n: usize, c: usize) -> [usize; 2] {
+    [5 * n * c, 8 * n * c]
+}
+
+struct BlendInputs {
+    streams: [Tensor; 3],
+    controller: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+}
+
+impl BlendInputs {
+    fn new(stage: &Stage, [n, c]: [usize; 2], dtype: DType) -> BlendInputs {
+        let streams = [(); 3].map(|()| stage.normals([n, c], dtype));
+        let (bias, gain) = (stage.normals([3], dtype), stage.normals([c], dtype));
+        BlendInputs { streams, controller: stage.normals([3, c], dtype), bias, gain }
+    }
+
+    fn weights(&self) -> Weights<'_> {
+        Weights { controller: Some(&self.controller), bias: &self.bias, gain: &self.gain }
+    }
+}
+
+fn blend_rows(dtype: DType, [n, c]: [usize; 2]) -> [Row; 2] {
+    let extents = [("N", n), ("C", c)];
+    let options = Options { source: Source::Third, lean: [0.0; 3], eps: EPS };
+    let [forward, backward] = blend_elems(n, c).map(|elems| Work::bytes(dtype.size_bytes() * elems));
+    [
+        Row::new(["blend", "fwd", "block_per_row"], dtype, &extents, forward, move |stage| {
+            let (inputs, arena) = (BlendInputs::new(stage, [n, c], dtype), stage.arena.clone());
+            Box::new(move || {
+                let (y, x, _) = blend::forward(&arena, inputs.streams.clone(), inputs.weights(), options);
+                vec![y, x]
+            })
+        }),
+        Row::new(["blend", "bwd", "block_per_row"], dtype, &extents, backward, move |stage| {
+            let (inputs, arena) = (BlendInputs::new(stage, [n, c], dtype), stage.arena.clone());
+            let [dy, dx] = [(); 2].map(|()| stage.normals([n, c], dtype));
+            let mut grads = stage.grads(dtype, &[&[3, c], &[3], &[c]]);
+            let (.., saved) = blend::forward(&arena, inputs.streams.clone(), inputs.weights(), options);
+            Box::new(move || {
+                let spans = [0, 1, 2].map(|i| ParamId(i).into());
+                let [controller, bias, gain] = grads.disjoint_mut(spans);
+                let gradients = Gradients { controller: Some(controller), bias, gain };
+                let (dy, dx) = (Some(dy.clone()), Some(dx.clone()));
+                let dh = blend::backward(&arena, gradients, dy, dx, inputs.weights(), &saved);
+                dh.into_iter().chain([grads.flat().clone()]).collect()
+            })
+        }),
+    ]
+}

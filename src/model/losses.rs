@@ -1,0 +1,81 @@
+//! The losses of a model: which there are, how each enters the total, and what a pass gives back of it.
+
+use super::hypercube::HypercubeConfig;
+use crate::tensor::{Scale, Tensor};
+
+/// Which loss.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LossKind {
+    /// Cross-entropy of the next token.
+    Lm,
+    /// Cross-entropy of the bag of concepts that come soon.
+    Concept,
+    /// Entropy of the hypercube's codes.
+    Entropy,
+}
+
+/// Number of losses.
+pub const LOSSES: usize = LossKind::ALL.len();
+
+impl LossKind {
+    /// All, in the order of their index.
+    pub const ALL: [LossKind; 3] = [LossKind::Lm, LossKind::Concept, LossKind::Entropy];
+
+    /// As in `loss.NAME` of configuration and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LossKind::Lm => "lm",
+            LossKind::Concept => "concept",
+            LossKind::Entropy => "entropy",
+        }
+    }
+
+    /// Its place in arrays of [`LOSSES`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// How a loss enters the total.
+#[derive(Clone, Debug)]
+pub struct LossScale {
+    /// Factor of each of its values: its weight over their number.
+    pub weight: Scale,
+    /// Factor of its gradient into the trunk; 0 makes its head a probe.
+    pub rho: Scale,
+}
+
+/// How each loss enters the total.
+#[derive(Clone, Debug)]
+pub struct LossScales {
+    pub each: [LossScale; LOSSES],
+    /// Sharpness of the hypercube's codes in their entropy.
+    pub tau: Scale,
+}
+
+impl LossScales {
+    /// The language-model loss alone, each value by `factor`.
+    pub fn lm(factor: impl Into<Scale>) -> LossScales {
+        let mut scales = LossScales::all(0.0, 0.0);
+        scales.each[LossKind::Lm.index()].weight = factor.into();
+        scales
+    }
+
+    /// Every loss by the same.
+    pub fn all(weight: f64, rho: f64) -> LossScales {
+        let each = std::array::from_fn(|_| LossScale { weight: weight.into(), rho: rho.into() });
+        LossScales { each, tau: HypercubeConfig::default().tau_end.into() }
+    }
+
+    /// Of one loss.
+    pub fn of(&self, kind: LossKind) -> &LossScale {
+        &self.each[kind.index()]
+    }
+}
+
+/// A loss of a pass.
+pub struct Loss {
+    pub kind: LossKind,
+    /// Its values, not weighted: to be added up and divided by their number ([`Gpt::counts`](super::Gpt::counts)).
+    pub values: Tensor,
+}

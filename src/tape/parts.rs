@@ -1,0 +1,162 @@
+//! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube.
+
+use super::{Node, Tape, Var, VarId};
+use crate::ops::select_rows::{self, Stride};
+use crate::ops::{blend, concept_loss, hypercube};
+use crate::tensor::{ParamId, Role, Scale, Tensor};
+use std::fmt;
+
+/// A blend of three streams: the controller where there is a source, the bias, and the gain of the norm that follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BlendParams {
+    pub controller: Option<ParamId>,
+    pub bias: ParamId,
+    pub gain: ParamId,
+}
+
+/// The tables of a concept head; codes that the layout calls fixed get no gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ConceptParams {
+    pub codes: ParamId,
+    pub bias: ParamId,
+    pub idf: ParamId,
+}
+
+/// One of these ops as recorded.
+#[derive(Debug)]
+pub enum PartNode {
+    Blend { y: VarId, x: VarId, streams: [VarId; 3], weights: BlendParams, saved: blend::Saved },
+    HypercubeCode { y: VarId, x: VarId, saved: hypercube::Saved },
+    SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
+}
+
+impl PartNode {
+    /// Its line.
+    pub(super) fn write(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PartNode::Blend { y, x, streams: [a, b, c], .. } => writeln!(to, "{y}, {x} = blend {a} {b} {c}"),
+            PartNode::HypercubeCode { y, x, .. } => writeln!(to, "{y} = hypercube_code {x}"),
+            PartNode::SelectRows { y, x, stride, .. } => writeln!(to, "{y} = select_rows {x} every {}", stride.every),
+        }
+    }
+}
+
+impl Tape<'_> {
+    fn record_part(&mut self, node: impl FnOnce() -> PartNode) {
+        self.record(|| Node::Part(node()));
+    }
+
+    /// Three streams blended by weights of each row: the blend, its norm, and the weights `[N, 3]`.
+    pub fn blend(&mut self, streams: [&Var; 3], weights: BlendParams, options: blend::Options) -> (Var, Var, Tensor) {
+        let BlendParams { controller, bias, gain } = weights;
+        let controller = controller.map(|controller| self.params.view(controller));
+        let (bias, gain) = (self.params.view(bias), self.params.view(gain));
+        let values = blend::Weights { controller: controller.as_ref(), bias: &bias, gain: &gain };
+        let (y, x, saved) = blend::forward(self.arena, streams.map(|h| h.value.clone()), values, options);
+        let (y, x, shares) = (self.var(y), self.var(x), saved.weights.clone());
+        self.record_part(|| PartNode::Blend { y: y.id, x: x.id, streams: streams.map(|h| h.id), weights, saved });
+        (y, x, shares)
+    }
+
+    /// Cross-entropy of the logits `b + x U^T` against the bags in `windows [M, W]`: losses `[M]` in nats. Each enters the total loss by the
+    /// factor `grad_scale`; the gradient of the codes is added at once.
+    pub fn concept_loss(
+        &mut self,
+        x: &Var,
+        tables: ConceptParams,
+        windows: &Tensor,
+        grad_scale: impl Into<Scale>,
+    ) -> Tensor {
+        let is_learnt = self.params.layout().entry(tables.codes).role != Role::Fixed;
+        let gradients = match &mut self.grads {
+            Some(grads) if self.recording => {
+                let dcodes = is_learnt.then(|| grads.view_mut(tables.codes));
+                Some(concept_loss::Gradients { scale: grad_scale.into(), dcodes })
+            }
+            _ => None,
+        };
+        let codes = self.params.view(tables.codes);
+        let (bias, idf) = (self.params.master_view(tables.bias), self.params.master_view(tables.idf));
+        let concepts = concept_loss::Concepts { codes: &codes, bias: &bias, idf: &idf };
+        let (losses, dx) = concept_loss::forward(self.arena, &x.value, concepts, windows, gradients);
+        if let Some(dx) = dx {
+            self.record(|| Node::Loss { name: "concept_loss", x: x.id, dx });
+        }
+        losses
+    }
+
+    /// The nearest vertex of the hypercube of each row, straight through.
+    pub fn hypercube_code(&mut self, x: Var) -> Var {
+        let y = self.var(hypercube::forward(self.arena, &x.value));
+        self.record_part(|| PartNode::HypercubeCode { y: y.id, x: x.id, saved: hypercube::Saved { u: x.value } });
+        y
+    }
+
+    /// The entropy of codes less that of their mean: the loss `[1]`, which enters the total by `grad_scale`.
+    pub fn code_entropy(&mut self, x: &Var, tau: impl Into<Scale>, grad_scale: impl Into<Scale>) -> Tensor {
+        let factor = self.recording.then(|| grad_scale.into());
+        let (loss, dx) = hypercube::entropy(self.arena, &x.value, &tau.into(), factor.as_ref());
+        if let Some(dx) = dx {
+            self.record(|| Node::Loss { name: "code_entropy", x: x.id, dx });
+        }
+        loss
+    }
+
+    /// Every so manieth row.
+    pub fn select_rows(&mut self, x: &Var, stride: Stride) -> Var {
+        let n = x.value.shape().rows_cols()[0];
+        let y = self.var(select_rows::forward(self.arena, &x.value, stride));
+        self.record_part(|| PartNode::SelectRows { y: y.id, x: x.id, n, stride });
+        y
+    }
+
+    /// Dispatches to the op's backward.
+    pub(super) fn backward_part(&mut self, node: PartNode) {
+        let arena = self.arena;
+        match node {
+            PartNode::Blend { y, x, streams, weights, saved } => {
+                let (dy, dx) = (self.take(y), self.take(x));
+                if dy.is_some() || dx.is_some() {
+                    let dstreams = self.blend_backward(dy, dx, weights, &saved);
+                    drop(saved);
+                    streams.into_iter().zip(dstreams).for_each(|(stream, d)| self.accumulate(stream, d));
+                }
+            }
+            PartNode::HypercubeCode { y, x, saved } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, hypercube::backward(arena, &dy, &saved));
+                }
+            }
+            PartNode::SelectRows { y, x, n, stride } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, select_rows::backward(arena, &dy, n, stride));
+                }
+            }
+        }
+    }
+
+    fn blend_backward(
+        &mut self,
+        dy: Option<Tensor>,
+        dx: Option<Tensor>,
+        weights: BlendParams,
+        saved: &blend::Saved,
+    ) -> [Tensor; 3] {
+        let (arena, params, BlendParams { controller, bias, gain }) = (self.arena, self.params, weights);
+        let value = controller.map(|controller| params.view(controller));
+        let (bias_value, gain_value) = (params.view(bias), params.view(gain));
+        let values = blend::Weights { controller: value.as_ref(), bias: &bias_value, gain: &gain_value };
+        let grads = self.grads();
+        let gradients = match controller {
+            Some(controller) => {
+                let [controller, bias, gain] = grads.disjoint_mut([controller.into(), bias.into(), gain.into()]);
+                blend::Gradients { controller: Some(controller), bias, gain }
+            }
+            None => {
+                let [bias, gain] = grads.disjoint_mut([bias.into(), gain.into()]);
+                blend::Gradients { controller: None, bias, gain }
+            }
+        };
+        blend::backward(arena, gradients, dy, dx, values, saved)
+    }
+}

@@ -1,0 +1,6 @@
+use super::*;
+
+#[test]
+fn cases() {
+    check(verify::parts::select_rows);
+}
