@@ -1,16 +1,20 @@
 //! `mma.sync`, `wmma.mma`, and the loads and stores of `wmma` fragments.
 
+use pulp::Arch;
+
 use super::Cluster;
 use super::access::Kind;
 use super::warp::Warp;
 use crate::error::Result;
 use crate::event::{AccessKind, Site, WarpSync};
 use crate::options::TensorMode;
-use crate::program::matrix_op::{Mma, SparseMma, WmmaMove};
+use crate::program::matrix_op::{Mma, MmaRegisters, SparseMma, WmmaMove};
+use crate::program::op::CONSTANT;
 use crate::scalar::lanes::{L32, L64, blend32, each};
 use crate::units::fragment::{self, Register, WmmaMatrix};
+use crate::units::mma::{self, Sums};
+use crate::units::sparse;
 use crate::units::tensor_core::{Arithmetic, Generation, Product};
-use crate::units::{mma, sparse};
 
 impl<'a> Cluster<'a> {
     /// How this launch's tensor cores add.
@@ -26,19 +30,11 @@ impl<'a> Cluster<'a> {
         let program = self.launch.program;
         let product =
             Product { operand: op.operand, accumulator: op.accumulator, arithmetic: self.tensor_arithmetic(), k: op.k };
-        if product.arithmetic == Arithmetic::Fast && op.wmma.is_none() && site.mask == u32::MAX {
-            // The frequent form, without lists of registers.
-            let register = |source: u16| &program.source32(&warp.regs, source).0;
-            if let ([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]) =
-                (&op.sources[0][..], &op.sources[1][..], &op.sources[2][..])
-            {
-                let a = [register(*a0), register(*a1), register(*a2), register(*a3)];
-                let mut d = [*register(*c0), *register(*c1), *register(*c2), *register(*c3)];
-                if mma::fast_m16n8(self.arch, product, a, [register(*b0), register(*b1)], &mut d) {
-                    op.d.iter().zip(&d).for_each(|(slot, value)| warp.regs.narrow[*slot as usize].0 = *value);
-                    return self.mma_done(site, 16 * 8 * op.k);
-                }
-            }
+        if let Some(registers) = &op.registers
+            && site.mask == u32::MAX
+            && in_registers(self.arch, product, &mut warp.regs.narrow, &program.constants.narrow, registers)
+        {
+            return self.mma_done(site, 16 * 8 * op.k);
         }
         let register = |source: &u16| &program.source32(&warp.regs, *source).0;
         // At most eight registers, as `wmma` has; four of an `mma` of f32.
@@ -145,5 +141,34 @@ impl<'a> Cluster<'a> {
         }
         self.warp_sync(site, WarpSync::Matrix, u32::MAX, 0);
         Ok(())
+    }
+}
+
+/// A product from registers to registers; false if it was not done.
+fn in_registers(
+    arch: Arch,
+    product: Product,
+    rows: &mut [L32],
+    constants: &[L32],
+    MmaRegisters { a, b, c, d }: &MmaRegisters,
+) -> bool {
+    let (first, count) = (rows.as_mut_ptr(), rows.len());
+    let row = |slot: u16| -> *mut Register {
+        assert!((slot as usize) < count);
+        // SAFETY: a place inside `rows`.
+        unsafe { &raw mut (*first.add(slot as usize)).0 }
+    };
+    let source = |source: u16| match source & CONSTANT {
+        0 => row(source).cast_const(),
+        _ => &raw const constants[(source & !CONSTANT) as usize].0,
+    };
+    // Written out: a call per register is a tenth of the fast product's time.
+    let c = [source(c[0]), source(c[1]), source(c[2]), source(c[3])];
+    let sums = Sums { c, d: [row(d[0]), row(d[1]), row(d[2]), row(d[3])] };
+    // SAFETY: `rows` is borrowed exclusively; registers of D are none of A and B, and of C only those at their places.
+    unsafe {
+        let a = [&*source(a[0]), &*source(a[1]), &*source(a[2]), &*source(a[3])];
+        let b = [&*source(b[0]), &*source(b[1])];
+        mma::in_registers(arch, product, a, b, sums)
     }
 }

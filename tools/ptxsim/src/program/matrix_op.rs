@@ -21,6 +21,30 @@ pub struct Mma {
     pub sources: [Vec<Src>; 3],
     /// D.
     pub d: Vec<u16>,
+    /// The same where it is done from registers to registers.
+    pub registers: Option<MmaRegisters>,
+}
+
+/// Four registers of A, two of B, and four of C and D that hold `f32`; none of D is one of A or B, or of C at another place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MmaRegisters {
+    pub a: [Src; 4],
+    pub b: [Src; 2],
+    pub c: [Src; 4],
+    pub d: [u16; 4],
+}
+
+impl MmaRegisters {
+    /// Of these operands, if they are so.
+    pub fn new([a, b, c]: &[Vec<Src>; 3], d: &[u16]) -> Option<MmaRegisters> {
+        let (a, b) = (<[Src; 4]>::try_from(&a[..]).ok()?, <[Src; 2]>::try_from(&b[..]).ok()?);
+        let (c, d) = (<[Src; 4]>::try_from(&c[..]).ok()?, <[u16; 4]>::try_from(d).ok()?);
+        let is_free = |(place, slot): (usize, &u16)| {
+            let elsewhere = |row: &[u16; 4]| (0..4).all(|other| other == place || row[other] != *slot);
+            elsewhere(&c) && elsewhere(&d) && !a.contains(slot) && !b.contains(slot)
+        };
+        d.iter().enumerate().all(is_free).then_some(MmaRegisters { a, b, c, d })
+    }
 }
 
 /// `wmma.load`, `wmma.store`.

@@ -7,50 +7,46 @@
 use pulp::Arch;
 
 use super::fragment::Register;
+use super::mma::Sums;
 use super::tensor_core::Operand;
 
-/// `d = a b + d`; false if this machine has no vectors for it.
-pub fn m16n8k16(arch: Arch, operand: Operand, a: [&Register; 4], b: [&Register; 2], d: &mut [Register; 4]) -> bool {
+/// `d = a b + c`; false if this machine has no vectors for it.
+///
+/// # Safety
+/// As [`Sums`] says.
+pub unsafe fn m16n8k16(arch: Arch, operand: Operand, a: [&Register; 4], b: [&Register; 2], sums: Sums) -> bool {
     match (arch, operand) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a `V3` exists only where AVX2 and FMA were found.
-        (Arch::V3(_), Operand::Bf16) => unsafe { avx2::multiply(a, b, d, Operand::Bf16) },
+        // SAFETY: a `V3` exists only where AVX2 and FMA were found; the caller vouches for `sums`.
+        (Arch::V3(_), Operand::Bf16) => unsafe { avx2::multiply::<false>(a, b, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        (Arch::V3(_), Operand::F16) => unsafe { avx2::multiply(a, b, d, Operand::F16) },
+        (Arch::V3(_), Operand::F16) => unsafe { avx2::multiply::<true>(a, b, sums) },
         _ => return false,
     }
     true
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+pub(super) mod avx2 {
     use std::arch::x86_64::*;
 
     use super::super::tensor_core::CANONICAL_NAN;
-    use super::{Operand, Register};
+    use super::{Operand, Register, Sums};
 
     /// Words `8 p ..` of a register.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn load(register: &Register, p: usize) -> __m256 {
+    pub fn load(register: &Register, p: usize) -> __m256 {
         let words: &[u32; 8] = &register.as_chunks().0[p];
         // SAFETY: reads the eight words.
         unsafe { _mm256_loadu_ps(words.as_ptr().cast()) }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    fn store(register: &mut Register, p: usize, value: __m256) {
-        let words: &mut [u32; 8] = &mut register.as_chunks_mut().0[p];
-        // SAFETY: writes the eight words.
-        unsafe { _mm256_storeu_ps(words.as_mut_ptr().cast(), value) }
-    }
-
     /// Values of the low and of the high halves of eight words.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn halves(operand: Operand, words: __m256) -> [__m256; 2] {
+    pub fn halves(operand: Operand, words: __m256) -> [__m256; 2] {
         let words = _mm256_castps_si256(words);
         let (low, high) = (_mm256_slli_epi32::<16>(words), _mm256_and_si256(words, _mm256_set1_epi32(-65536)));
         match operand {
@@ -72,10 +68,10 @@ mod avx2 {
         _mm256_or_ps(value, _mm256_castsi256_ps(_mm256_or_si256(special, sign)))
     }
 
-    /// Words of a register of B by their place in a column: `[even, odd]` columns, each in both halves of a vector.
+    /// Words of a register of B by their place in a column: the even columns, then the odd ones.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn columns(b: &Register) -> [[__m256; 2]; 4] {
+    pub fn transposed(b: &Register) -> [__m256; 4] {
         // Lane 4n + t holds word t of column n: an even column and its right neighbour in each vector.
         let (w0, w1, w2, w3) = (load(b, 0), load(b, 1), load(b, 2), load(b, 3));
         let (low0, low1) = (_mm256_unpacklo_ps(w0, w1), _mm256_unpacklo_ps(w2, w3));
@@ -84,12 +80,26 @@ mod avx2 {
         let t1 = _mm256_shuffle_ps::<0b11_10_11_10>(low0, low1);
         let t2 = _mm256_shuffle_ps::<0b01_00_01_00>(high0, high1);
         let t3 = _mm256_shuffle_ps::<0b11_10_11_10>(high0, high1);
-        [
-            [_mm256_permute2f128_ps::<0x00>(t0, t0), _mm256_permute2f128_ps::<0x11>(t0, t0)],
-            [_mm256_permute2f128_ps::<0x00>(t1, t1), _mm256_permute2f128_ps::<0x11>(t1, t1)],
-            [_mm256_permute2f128_ps::<0x00>(t2, t2), _mm256_permute2f128_ps::<0x11>(t2, t2)],
-            [_mm256_permute2f128_ps::<0x00>(t3, t3), _mm256_permute2f128_ps::<0x11>(t3, t3)],
-        ]
+        [t0, t1, t2, t3]
+    }
+
+    /// Rows of B: by register, place in a column, and half of the words.
+    type Rows = [[[__m256; 2]; 4]; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn rows_of(operand: Operand, b: &Register) -> [[__m256; 2]; 4] {
+        let [t0, t1, t2, t3] = transposed(b);
+        [halves(operand, t0), halves(operand, t1), halves(operand, t2), halves(operand, t3)]
+    }
+
+    /// The even or the odd columns of a row of B, in both halves of a vector.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn columns(row: &__m256, odd: bool) -> __m256 {
+        let four: *const __m128 = (&raw const *row).cast();
+        // SAFETY: reads one half of the row.
+        unsafe { _mm256_broadcast_ps(&*four.add(usize::from(odd))) }
     }
 
     #[inline]
@@ -99,23 +109,19 @@ mod avx2 {
         _mm256_blendv_ps(sum, _mm256_castsi256_ps(_mm256_set1_epi32(CANONICAL_NAN as i32)), is_nan)
     }
 
-    /// `operand` is a constant where this is inlined.
-    #[inline]
+    /// The product of `f16` or `bf16` operands.
+    ///
+    /// # Safety
+    /// As [`Sums`] says.
     #[target_feature(enable = "avx2,fma")]
-    pub fn multiply(a: [&Register; 4], b: [&Register; 2], d: &mut [Register; 4], operand: Operand) {
-        // By register, half of its words, and place: even and odd columns.
-        let mut rows = [[[[_mm256_setzero_ps(); 2]; 4]; 2]; 2];
-        for j in 0..2 {
-            let words = columns(b[j]);
-            for t in 0..4 {
-                for parity in 0..2 {
-                    let [low, high] = halves(operand, words[t][parity]);
-                    (rows[j][0][t][parity], rows[j][1][t][parity]) = (low, high);
-                }
-            }
-        }
+    pub unsafe fn multiply<const IS_F16: bool>(a: [&Register; 4], b: [&Register; 2], Sums { c, d }: Sums) {
+        let operand = if IS_F16 { Operand::F16 } else { Operand::Bf16 };
+        let rows: Rows = [rows_of(operand, b[0]), rows_of(operand, b[1])];
+        // They are meant to lie in memory: from there halves are spread without a shuffle.
+        let rows = std::hint::black_box(&rows);
         for half in 0..2 {
-            let (d0, d1) = (&d[2 * half], &d[2 * half + 1]);
+            // SAFETY: registers of C, which are read here.
+            let (d0, d1) = unsafe { (&*c[2 * half], &*c[2 * half + 1]) };
             let (mut e0, mut e1, mut e2, mut e3) = (load(d0, 0), load(d0, 1), load(d0, 2), load(d0, 3));
             let (mut o0, mut o1, mut o2, mut o3) = (load(d1, 0), load(d1, 1), load(d1, 2), load(d1, 3));
             for j in 0..2 {
@@ -125,7 +131,8 @@ mod avx2 {
                 for part in 0..2 {
                     macro_rules! word {
                         ($t:literal, $spread:literal) => {{
-                            let [even, odd] = rows[j][part][$t];
+                            let row = &rows[j][$t][part];
+                            let (even, odd) = (columns(row, false), columns(row, true));
                             let (x0, x1) =
                                 (_mm256_permute_ps::<$spread>(a0[part]), _mm256_permute_ps::<$spread>(a1[part]));
                             (e0, o0) = (_mm256_fmadd_ps(x0, even, e0), _mm256_fmadd_ps(x0, odd, o0));
@@ -142,10 +149,20 @@ mod avx2 {
                     word!(3, 0b11_11_11_11);
                 }
             }
-            let (even, odd) = d[2 * half..][..2].split_at_mut(1);
+            let is_nan = |even: __m256, odd: __m256| _mm256_cmp_ps::<_CMP_UNORD_Q>(even, odd);
+            let (first, second) =
+                (_mm256_or_ps(is_nan(e0, o0), is_nan(e1, o1)), _mm256_or_ps(is_nan(e2, o2), is_nan(e3, o3)));
+            if _mm256_movemask_ps(_mm256_or_ps(first, second)) != 0 {
+                (e0, e1, e2, e3) = (canonical(e0), canonical(e1), canonical(e2), canonical(e3));
+                (o0, o1, o2, o3) = (canonical(o0), canonical(o1), canonical(o2), canonical(o3));
+            }
+            let (even, odd) = (d[2 * half].cast::<f32>(), d[2 * half + 1].cast::<f32>());
             for (p, (e, o)) in [(e0, o0), (e1, o1), (e2, o2), (e3, o3)].into_iter().enumerate() {
-                store(&mut even[0], p, canonical(e));
-                store(&mut odd[0], p, canonical(o));
+                // SAFETY: writes eight words of each of two registers of D, after those of C were read.
+                unsafe {
+                    _mm256_storeu_ps(even.add(8 * p), e);
+                    _mm256_storeu_ps(odd.add(8 * p), o);
+                }
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use pulp::Arch;
 
-use super::fast_mma;
 use super::fragment::{self, Register, WmmaMatrix, WmmaShape};
 use super::tensor_core::{Accumulator, Arithmetic, Operand, Product, multiply_add};
+use super::{exact_mma, fast_mma};
 
 /// `mma.sync.aligned.m16n8k{k}.row.col`: D = A B + C.
 ///
@@ -15,18 +15,40 @@ use super::tensor_core::{Accumulator, Arithmetic, Operand, Product, multiply_add
 /// four lanes: of eight columns the even ones come first, and of eight 16-bit elements along `k`, too. No sum depends on that within a
 /// step of the tensor core.
 pub fn mma_m16n8(arch: Arch, product: Product, a: &[&Register], b: &[&Register], d: &mut [Register]) {
-    if let ([a0, a1, a2, a3], [b0, b1], Ok(d)) = (a, b, <&mut [Register; 4]>::try_from(&mut *d))
-        && fast_m16n8(arch, product, [a0, a1, a2, a3], [b0, b1], d)
-    {
-        return;
+    if let ([a0, a1, a2, a3], [b0, b1], [d0, d1, d2, d3]) = (a, b, &mut *d) {
+        let d = [d0, d1, d2, d3].map(|d| &raw mut *d);
+        let sums = Sums { c: d.map(|d| d.cast_const()), d };
+        // SAFETY: four registers, borrowed exclusively, each of which is its own C.
+        if unsafe { in_registers(arch, product, [a0, a1, a2, a3], [b0, b1], sums) } {
+            return;
+        }
     }
     by_tiles(arch, product, a, b, d);
 }
 
-/// The same where four registers of A, two of B and four of `f32` sums make the product, in fast mode; false if it was not done.
-pub fn fast_m16n8(arch: Arch, product: Product, a: [&Register; 4], b: [&Register; 2], d: &mut [Register; 4]) -> bool {
-    let is_fast = product.arithmetic == Arithmetic::Fast && product.accumulator == Accumulator::F32;
-    is_fast && product.k == 16 && fast_mma::m16n8k16(arch, product.operand, a, b, d)
+/// Where C is read and D written: registers that can be read, and written, while nobody else reads or writes D. A register
+/// of D may be that of C at the same place, and is no other.
+#[derive(Clone, Copy)]
+pub struct Sums {
+    pub c: [*const Register; 4],
+    pub d: [*mut Register; 4],
+}
+
+/// The same where four registers of A, two of B and four of `f32` sums make the product; false if it was not done.
+///
+/// # Safety
+/// As [`Sums`] says.
+pub unsafe fn in_registers(arch: Arch, product: Product, a: [&Register; 4], b: [&Register; 2], sums: Sums) -> bool {
+    if product.accumulator != Accumulator::F32 || product.k != 16 {
+        return false;
+    }
+    // SAFETY: the caller's.
+    match product.arithmetic {
+        Arithmetic::Fast => unsafe { fast_mma::m16n8k16(arch, product.operand, a, b, sums) },
+        Arithmetic::Exact(generation) => unsafe {
+            exact_mma::m16n8k16(arch, (product.operand, generation), a, b, sums)
+        },
+    }
 }
 
 /// The same for all kinds of products, by tiles.

@@ -7,6 +7,7 @@ pub mod approx;
 pub mod tensor_core;
 pub mod fragment;
 mod fast_mma;
+mod exact_mma;
 pub mod mma;
 pub mod tile;
 pub mod sparse;

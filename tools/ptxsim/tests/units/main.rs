@@ -6,6 +6,7 @@
 mod card;
 mod tensor_core;
 mod fast_mma;
+mod exact_mma;
 mod tile;
 mod rounding;
 mod exact;

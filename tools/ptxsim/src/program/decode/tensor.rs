@@ -5,7 +5,7 @@ use super::form::{Decoded, Form};
 use super::tiles::is_tile;
 use crate::error::Result;
 use crate::front::ast::{Operand as Written, Type};
-use crate::program::matrix_op::{Mma, SparseMma, Wgmma, WgmmaA, WgmmaOperand, WmmaMove};
+use crate::program::matrix_op::{Mma, MmaRegisters, SparseMma, Wgmma, WgmmaA, WgmmaOperand, WmmaMove};
 use crate::program::op::Op;
 use crate::units::descriptor::Major;
 use crate::units::fragment::{WmmaMatrix, WmmaShape, wmma_elements};
@@ -95,7 +95,8 @@ impl<'a> Decoder<'a> {
             self.registers_read(form, &operands[3], accumulators)?,
         ];
         let d = self.registers_written(form, &operands[0], accumulators)?;
-        Ok(Some(Op::Mma(Box::new(Mma { operand, accumulator, k: *k, wmma: None, sources, d }))))
+        let registers = MmaRegisters::new(&sources, &d).filter(|_| accumulator == Accumulator::F32);
+        Ok(Some(Op::Mma(Box::new(Mma { operand, accumulator, k: *k, wmma: None, sources, d, registers }))))
     }
 
     /// `mma.sp` of 16-bit floats: half of A, metadata, and which lanes hold it.
@@ -178,7 +179,15 @@ impl<'a> Decoder<'a> {
             self.registers_read(form, &operands[3], c_count)?,
         ];
         let d = self.registers_written(form, &operands[0], c_count)?;
-        Ok(Some(Op::Mma(Box::new(Mma { operand, accumulator, k: tile.k, wmma: Some(tile), sources, d }))))
+        Ok(Some(Op::Mma(Box::new(Mma {
+            operand,
+            accumulator,
+            k: tile.k,
+            wmma: Some(tile),
+            sources,
+            d,
+            registers: None,
+        }))))
     }
 
     fn wmma_move(&mut self, form: &mut Form<'a>, store: bool) -> Decoded<Op> {
