@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::event::{Event, Interest, Site};
+use crate::event::{Event, Interest, Reads, Site};
 use crate::memory::GlobalMemory;
 
 /// Where an operation comes from.
@@ -236,6 +236,11 @@ pub trait Checker: Send {
 
     /// Handles one event.
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings);
+
+    /// Handles several reads at once, each of which is an event of its own if the checker does not know better.
+    fn reads(&mut self, context: &Context, reads: &Reads, findings: &mut Findings) {
+        reads.accesses().for_each(|access| self.event(context, &Event::Access(&access), findings));
+    }
 
     /// The cluster has ended: all its threads exited, or it is stuck.
     fn finish(&mut self, _context: &Context, _findings: &mut Findings) {}

@@ -102,6 +102,11 @@ pub struct Counters {
     by_pc: Vec<Counts>,
     /// Instructions executed, by warps and by lanes: apart from the rest, since every instruction adds to them.
     executed: Vec<[u64; 2]>,
+    /// Instructions that whole warps executed one after the other: how many more such stretches start at an operation than
+    /// end before it.
+    spans: Vec<i64>,
+    /// Reads of shared memory by whole warps: requests, bytes, phases, wavefronts.
+    reads: Vec<[u64; 4]>,
 }
 
 /// Sectors that a launch touched, per allocation: a bit each.
@@ -152,7 +157,13 @@ impl Counters {
     /// Zero, for a program; nothing is counted when not `on`.
     pub fn new(program: &Program, on: bool) -> Counters {
         let operations = if on { program.code.len() } else { 0 };
-        Counters { on, by_pc: vec![Counts::default(); operations], executed: vec![[0; 2]; operations] }
+        Counters {
+            on,
+            by_pc: vec![Counts::default(); operations],
+            executed: vec![[0; 2]; operations],
+            spans: vec![0; operations + 1],
+            reads: vec![[0; 4]; operations],
+        }
     }
 
     /// Whether anything is counted.
@@ -169,6 +180,22 @@ impl Counters {
             *warps += 1;
             *lanes += if active == u32::MAX { 32 } else { active.count_ones() as u64 };
         }
+    }
+
+    /// Instructions `start .. end`, each executed by 32 lanes.
+    #[inline(always)]
+    pub fn span(&mut self, start: u32, end: u32) {
+        if self.on {
+            self.spans[start as usize] += 1;
+            self.spans[end as usize] -= 1;
+        }
+    }
+
+    /// A read of shared memory by 32 lanes of `bytes` each; phases and wavefronts.
+    #[inline(always)]
+    pub fn shared_read(&mut self, pc: u32, bytes: u32, (phases, wavefronts): (u64, u64)) {
+        let new = [1, 32 * u64::from(bytes), phases, wavefronts];
+        self.reads[pc as usize].iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
     }
 
     /// A branch that split its group.
@@ -241,12 +268,34 @@ impl Counters {
         if self.by_pc.len() < other.by_pc.len() {
             self.by_pc.resize(other.by_pc.len(), Counts::default());
             self.executed.resize(other.by_pc.len(), [0; 2]);
+            self.spans.resize(other.spans.len(), 0);
+            self.reads.resize(other.by_pc.len(), [0; 4]);
         }
         self.on |= other.on;
         self.by_pc.iter_mut().zip(&other.by_pc).for_each(|(mine, theirs)| mine.add(theirs));
         for (mine, theirs) in self.executed.iter_mut().zip(&other.executed) {
             (0..2).for_each(|i| mine[i] += theirs[i]);
         }
+        self.spans.iter_mut().zip(&other.spans).for_each(|(mine, theirs)| *mine += theirs);
+        for (mine, theirs) in self.reads.iter_mut().zip(&other.reads) {
+            (0..4).for_each(|i| mine[i] += theirs[i]);
+        }
+    }
+
+    /// Counts of an operation that whole warps executed so often, apart from what is in `executed`.
+    fn of(&self, pc: usize, whole: u64) -> Counts {
+        let ([warps, lanes], [requests, bytes, phases, wavefronts]) = (self.executed[pc], self.reads[pc]);
+        let mut counts = self.by_pc[pc];
+        counts.add(&Counts {
+            warp_instructions: warps + whole,
+            lane_instructions: lanes + 32 * whole,
+            shared_requests: requests,
+            shared_bytes: bytes,
+            shared_phases: phases,
+            shared_wavefronts: wavefronts,
+            ..Counts::default()
+        });
+        counts
     }
 
     /// Sums and ratios for a report; lines too when asked for.
@@ -254,8 +303,10 @@ impl Counters {
         let mut total = Counts::default();
         let mut mix = BTreeMap::new();
         let mut lines: BTreeMap<u32, LineCounts> = BTreeMap::new();
-        for (pc, (counts, [warps, lanes])) in self.by_pc.iter().zip(&self.executed).enumerate() {
-            let counts = &Counts { warp_instructions: *warps, lane_instructions: *lanes, ..*counts };
+        let mut whole = 0;
+        for pc in 0..self.by_pc.len() {
+            whole += self.spans[pc];
+            let counts = &self.of(pc, whole as u64);
             total.add(counts);
             *mix.entry(class_name(program.class[pc])).or_insert(0) += counts.warp_instructions;
             if per_line && counts.warp_instructions > 0 {

@@ -4,6 +4,8 @@
 //! program. An event is built only when some checker asked for its kind ([`Interest`]).
 
 use crate::address::Space;
+use crate::exec::access::Kind;
+use crate::exec::pattern::Pattern;
 
 /// Where and by whom: the common part of every event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +201,46 @@ impl Run {
             (_, all) if all == bytes => None,
             _ => Some(self.lane + (distance / bytes) as u8),
         }
+    }
+}
+
+/// Plain reads of shared memory by all lanes of a warp, of its own CTA's, one after the other with nothing between them that
+/// a checker is told of.
+#[derive(Clone, Copy)]
+pub struct Reads<'a> {
+    /// Who; the operation is that of each read.
+    pub site: Site,
+    pub(crate) list: &'a [Read],
+    pub(crate) patterns: &'a [Option<Box<Pattern>>],
+}
+
+/// One of [`Reads`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    /// Operation.
+    pub pc: u32,
+    /// Address of the first lane.
+    pub first: u32,
+    /// Index of the pattern of its addresses.
+    pub pattern: u32,
+}
+
+impl<'a> Reads<'a> {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Each of them.
+    #[inline(always)]
+    pub fn accesses(&self) -> impl Iterator<Item = Access<'a>> {
+        let (site, patterns) = (self.site, self.patterns);
+        self.list.iter().filter_map(move |read| {
+            let pattern = patterns[read.pattern as usize].as_deref()?;
+            let site = Site { pc: read.pc, ..site };
+            let kind = Kind::plain(AccessKind::Read, pattern.bytes());
+            Some(kind.access(site, Space::Shared, pattern.places(u64::from(read.first))))
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::address::{Space, shared_offset, shared_rank};
 use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
-use crate::event::{Access, AccessKind, Event, Interest, Run, Site};
+use crate::event::{Access, AccessKind, Event, Interest, Reads, Run, Site};
 use crate::memory::Allocation;
 use crate::scalar::lanes::each;
 
@@ -41,6 +41,13 @@ impl Shadow {
     }
 
     fn mark(&mut self, at: u32, bytes: u32) {
+        if at % 64 + bytes <= 64 {
+            let (word, bits) = Shadow::field(at, bytes);
+            let new = bits & !self.words[word];
+            self.words[word] |= new;
+            self.missing -= u64::from(new.count_ones());
+            return;
+        }
         if self.written(at, bytes) {
             return;
         }
@@ -53,6 +60,10 @@ impl Shadow {
 
     #[inline(always)]
     fn written(&self, at: u32, bytes: u32) -> bool {
+        if at % 64 + bytes <= 64 {
+            let (word, bits) = Shadow::field(at, bytes);
+            return self.words[word] & bits == bits;
+        }
         let whole = (0..bytes / 64).all(|i| self.window(at + 64 * i) == u64::MAX);
         let rest = bytes % 64;
         let ones = (1 << rest) - 1;
@@ -197,6 +208,7 @@ impl Watcher {
         bad
     }
 
+    #[inline]
     fn shared(&mut self, access: &Access) -> u32 {
         let mut bad = 0;
         for run in access.places.runs() {
@@ -274,6 +286,14 @@ fn report(
     });
 }
 
+/// Reports the lanes of an access that read what nobody wrote.
+#[cold]
+fn told(context: &Context, access: &Access, bad: u32, findings: &mut Findings) {
+    let lane = bad.trailing_zeros();
+    let at = (access.site, lane, access.places.address(lane as usize));
+    report(context, at, (access.bytes, access.space), bad.count_ones() as u64, findings);
+}
+
 impl Checker for Watcher {
     fn interests(&self) -> Interest {
         Interest::SHARED.and(Interest::GLOBAL).and(Interest::LOCAL)
@@ -295,12 +315,20 @@ impl Checker for Watcher {
             (Space::Local, _) => self.local(context, access, lanes),
             (Space::Const | Space::Param, _) => 0,
         };
-        if bad == 0 {
-            return;
+        if bad != 0 {
+            told(context, access, bad, findings);
         }
-        let lane = bad.trailing_zeros();
-        let at = (access.site, lane, access.places.address(lane as usize));
-        report(context, at, (access.bytes, access.space), bad.count_ones() as u64, findings);
+    }
+
+    fn reads(&mut self, context: &Context, reads: &Reads, findings: &mut Findings) {
+        if self.shared[reads.site.cta as usize].missing != 0 {
+            for access in reads.accesses() {
+                let bad = self.shared(&access);
+                if bad != 0 {
+                    told(context, &access, bad, findings);
+                }
+            }
+        }
     }
 
     fn into_residue(self: Box<Self>) -> Option<Box<dyn Any + Send>> {

@@ -25,7 +25,7 @@ impl<'a> Cluster<'a> {
         let program = &self.launch.program;
         let (arch, active) = (self.arch, site.mask);
         if instr.op.is_straight() {
-            straight::simple(arch, program, &mut warp.regs, &instr.op, active);
+            straight::one(arch, program, &mut warp.regs, &instr.op, active);
             return Ok(After::Next);
         }
         match &instr.op {

@@ -4,6 +4,7 @@ pub mod warp;
 pub mod watch;
 mod step;
 mod straight;
+mod whole;
 pub(crate) mod pattern;
 mod quick;
 mod alu;
@@ -33,7 +34,7 @@ use pulp::Arch;
 
 use crate::counters::Counters;
 use crate::error::{Error, Result};
-use crate::event::{Event, Interest, MbarrierState, Run, Site, Waiting};
+use crate::event::{Event, Interest, MbarrierState, Read, Run, Site, Waiting};
 use crate::launch::Launch;
 use crate::options::{AsyncPolicy, Schedule};
 use crate::units::approx::mix;
@@ -149,6 +150,8 @@ pub struct Cluster<'a> {
     quiet_rounds: u32,
     /// Runs of the last access, to use the list again.
     runs: Vec<Run>,
+    /// Reads of shared memory by the running warp that nobody was told of yet.
+    noted: Vec<Read>,
 }
 
 /// At which `griddepcontrol` a cluster waits until it is released.
@@ -226,6 +229,7 @@ impl<'a> Cluster<'a> {
             idle_rounds: 0,
             quiet_rounds: 0,
             runs: Vec::with_capacity(32),
+            noted: Vec::with_capacity(whole::NOTED_MAX),
         }
     }
 

@@ -3,6 +3,8 @@
 
 use pulp::Arch;
 
+use super::quick::read_run;
+use crate::address::SHARED_STRIDE;
 use crate::counters::wavefronts;
 use crate::event::{Places, Run};
 use crate::scalar::lanes::{L32, L64, each};
@@ -30,6 +32,25 @@ pub(crate) struct Pattern {
     pub extent: (i64, i64),
     /// Phases and wavefronts in shared memory, once somebody asked.
     banks: Option<(u64, u64)>,
+    /// How the lanes lie, eight by eight, where all have a part.
+    shape: Shape,
+    /// Distance of the first of each eight.
+    eighths: [u32; 4],
+    /// What the register of the address held in the first lane when it was last looked at.
+    pub base: u32,
+    /// Addresses in global memory that the first lane of each warp of the cluster last read.
+    last: Vec<u64>,
+}
+
+/// What all groups of eight lanes have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// All eight at one place.
+    OnePlace,
+    /// Side by side.
+    SideBySide,
+    /// Neither.
+    Other,
 }
 
 impl Pattern {
@@ -45,6 +66,10 @@ impl Pattern {
             low: 0,
             extent: (0, 0),
             banks: None,
+            shape: Shape::Other,
+            eighths: [0; 4],
+            base: 0,
+            last: Vec::new(),
         }
     }
 
@@ -82,6 +107,13 @@ impl Pattern {
             dense |= u32::from(step(lane) == u64::from(bytes)) << lane;
             same |= u32::from(step(lane) == 0) << lane;
         }
+        let eighths = |lanes: u32| [0, 8, 16, 24].iter().all(|eighth| lanes >> eighth & 0x7f == 0x7f);
+        self.shape = match lanes == u32::MAX && bytes >= 4 {
+            true if eighths(same) => Shape::OnePlace,
+            true if eighths(dense) => Shape::SideBySide,
+            _ => Shape::Other,
+        };
+        self.eighths = [0, 8, 16, 24].map(|lane| self.distance32.0[lane]);
         self.runs.clear();
         Run::append(&mut self.runs, &self.distance.0, lanes, bytes, (dense, same));
     }
@@ -96,6 +128,51 @@ impl Pattern {
     #[inline(always)]
     pub fn lanes(&self) -> u32 {
         self.lanes
+    }
+
+    /// Bytes of a lane.
+    #[inline(always)]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// Reads a word of each lane from shared memory; the first lane's lies at `at`.
+    #[inline(always)]
+    pub fn read(&self, shared: &[u8], at: usize, out: &mut L32) {
+        let eighths = out.0.as_chunks_mut::<8>().0.iter_mut().zip(self.eighths);
+        let place = |distance: u32| at.wrapping_add(distance as i32 as usize);
+        let word = |at: usize| shared[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+        match (self.shape, self.bytes) {
+            (Shape::OnePlace, _) => eighths.for_each(|(out, distance)| *out = [word(place(distance)); 8]),
+            (Shape::SideBySide, 4) => {
+                for (out, distance) in eighths {
+                    let words = shared[place(distance)..][..32].as_chunks::<4>().0;
+                    (0..8).for_each(|i| out[i] = u32::from_le_bytes(words[i]));
+                }
+            }
+            (Shape::SideBySide, stride) => {
+                for (out, distance) in eighths {
+                    let from = &shared[place(distance)..][..7 * stride as usize + 4];
+                    let word = |at: usize| from[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+                    (0..8).for_each(|i| out[i] = word(i * stride as usize));
+                }
+            }
+            (Shape::Other, _) => {
+                for run in &self.runs {
+                    let out = &mut out.0[run.lane as usize..][..run.lanes as usize];
+                    read_run(shared, place(run.address as u32), self.stride(run), out);
+                }
+            }
+        }
+    }
+
+    /// Where the first lane lies from the start of a CTA's shared memory of `size` bytes, if all lanes lie inside and at
+    /// multiples of their bytes.
+    #[inline(always)]
+    pub fn inside_shared(&self, first: u32, cta: u32, size: u32) -> Option<usize> {
+        let at = i64::from(first) - ((cta as u64 * SHARED_STRIDE) as i64);
+        let inside = at + self.extent.0 >= 0 && at + self.extent.1 + i64::from(self.bytes) <= i64::from(size);
+        (inside && (u64::from(first) | self.low) & u64::from(self.bytes - 1) == 0).then_some(at as usize)
     }
 
     /// Bytes from one lane of a run to the next.
@@ -142,6 +219,15 @@ impl Pattern {
     #[inline(always)]
     pub fn inside(&self, first: u64, range: (u64, u64)) -> Option<u64> {
         self.fits(first, range, u64::from(self.bytes)).then_some(first)
+    }
+
+    /// Where a warp will read next if it goes on from its last read to this one's address as it came.
+    #[inline(always)]
+    pub fn next_read(&mut self, warp: usize, first: u64) -> u64 {
+        if self.last.len() <= warp {
+            self.last.resize(warp + 1, first);
+        }
+        first.wrapping_add(first.wrapping_sub(std::mem::replace(&mut self.last[warp], first)))
     }
 
     /// Phases and wavefronts of an access of this pattern in shared memory: they do not change when all addresses move by

@@ -154,6 +154,17 @@ impl<'a> Cluster<'a> {
                 warp.groups[index].pc = pc;
                 return Ok(false);
             }
+            if alone && mask == u32::MAX && !self.tells_registers {
+                let next = self.run_whole(warp, pc, *left);
+                let executed = next - pc;
+                warp.executed += u64::from(executed);
+                self.executed += u64::from(executed);
+                *left -= executed;
+                pc = next;
+                if *left == 0 {
+                    continue;
+                }
+            }
             let mut instr = &program.code[pc as usize];
             if instr.straight && !self.tells_registers {
                 let mut run = Run { pc, mask, left: *left, in_block: !alone };

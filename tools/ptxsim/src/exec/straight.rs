@@ -7,8 +7,9 @@ use super::warp::RegFile;
 use crate::counters::Counters;
 use crate::program::Program;
 use crate::program::decode::Constants;
-use crate::program::op::{CONSTANT, Combine, Comparison, Instr, NONE, Op, PredOp};
+use crate::program::op::{CONSTANT, Combine, Comparison, NONE, Op, PredOp};
 use crate::program::{predicate, row};
+use crate::scalar::float;
 use crate::scalar::lanes::{blend32, blend64, select32, select64};
 
 /// Where a run of straight-line code starts, and where it must stop.
@@ -48,18 +49,6 @@ pub(super) fn run(arch: Arch, program: &Program, regs: &mut RegFile, counters: &
                 if run.in_block && program.leader[run.pc as usize] {
                     return;
                 }
-                if active != u32::MAX || run.in_block {
-                    continue;
-                }
-                // Rows of operations on three sources are most of a product's loop: no jump by the kind of operation between.
-                while run.left > 0
-                    && let Instr { guard: NONE, op: op @ Op::A3(..), .. } = &program.code[run.pc as usize]
-                {
-                    counters.instruction(run.pc, active);
-                    simple(arch, program, regs, op, active);
-                    run.left -= 1;
-                    run.pc += 1;
-                }
             }
         }
     )
@@ -80,6 +69,14 @@ unsafe fn beside<T>(first: *const T, count: usize, constants: &[T], source: u16)
 }
 
 /// Executes one straight-line operation for the active lanes.
+pub(super) fn one(arch: Arch, program: &Program, regs: &mut RegFile, op: &Op, active: u32) {
+    vector!('w, arch;
+        arch: Arch = arch, program: &'w Program = program, regs: &'w mut RegFile = regs, op: &'w Op = op, active: u32 = active
+        => () { simple(arch, program, regs, op, active) }
+    )
+}
+
+/// The same inside code that is compiled for the machine's vectors.
 #[inline(always)]
 pub(super) fn simple(arch: Arch, program: &Program, regs: &mut RegFile, op: &Op, active: u32) {
     let RegFile { narrow, wide, scratch, scratch64, predicates, .. } = regs;
@@ -119,6 +116,7 @@ pub(super) fn simple(arch: Arch, program: &Program, regs: &mut RegFile, op: &Op,
         Op::A1(f, d, a) => put!(narrow, d, [a], |out| f(arch, a, out)),
         Op::A2(f, d, a, b) => put!(narrow, d, [a, b], |out| f(arch, a, b, out)),
         Op::A3(f, d, a, b, c) => put!(narrow, d, [a, b, c], |out| f(arch, a, b, c, out)),
+        Op::Fma(d, a, b, c) => put!(narrow, d, [a, b, c], |out| float::fma(a, b, c, out)),
         Op::D1(f, d, a) => put!(wide, d, [a], |out| f(arch, a, out)),
         Op::D2(f, d, a, b) => put!(wide, d, [a, b], |out| f(arch, a, b, out)),
         Op::D3(f, d, a, b, c) => put!(wide, d, [a, b, c], |out| f(arch, a, b, c, out)),

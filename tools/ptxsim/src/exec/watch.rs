@@ -1,7 +1,7 @@
 //! The checkers of one cluster, and what they want to hear.
 
 use crate::checker::{Checker, Context, Findings};
-use crate::event::{Event, Interest};
+use crate::event::{Event, Interest, Reads};
 use crate::launch::Launch;
 
 /// Checkers with their findings.
@@ -43,6 +43,16 @@ impl<'a> Watch<'a> {
         for (wanted, checker) in &mut self.checkers {
             if wanted.has(interest) {
                 checker.event(&context, event, &mut self.findings);
+            }
+        }
+    }
+
+    /// Tells the checkers of several reads.
+    pub fn emit_reads(&mut self, reads: &Reads) {
+        let context = Context { launch: &self.launch.info, cluster: self.cluster, memory: self.launch.memory };
+        for (wanted, checker) in &mut self.checkers {
+            if wanted.has(Interest::SHARED_READ) {
+                checker.reads(&context, reads, &mut self.findings);
             }
         }
     }

@@ -7,6 +7,8 @@ pub mod hopper_op;
 pub mod decode;
 pub mod flow;
 pub mod slots;
+pub mod closed;
+mod heads;
 mod forms;
 mod reach;
 
@@ -22,8 +24,10 @@ use crate::error::{Error, Result};
 use crate::exec::warp::RegFile;
 use crate::front::ast::{Base, Bounds, Function, Initial, Instruction, Module, Operand, Type, Variable, VariableId};
 use crate::scalar::lanes::{L32, L64};
+use closed::Closed;
 use decode::{Constants, Decoder, Layout, Uses};
 use flow::Flow;
+use heads::Heads;
 use op::{AnySrc, CONSTANT, CallTarget, Class, Instr, MemorySpace, Op, PredSrc};
 
 use reach::reachable;
@@ -81,6 +85,8 @@ pub struct Program {
     pub target: u32,
     /// Operations of all functions; the entry's come first.
     pub code: Vec<Instr>,
+    /// The same for the loop over whole warps.
+    pub closed: Vec<Closed>,
     /// Source lines.
     pub lines: Arc<[Line]>,
     /// Order of divergent groups.
@@ -237,6 +243,7 @@ pub fn build(module: &Module, entry: &Function, addresses: &HashMap<String, u64>
         file: module.file.clone(),
         target: target(module)?,
         code: Vec::new(),
+        closed: Vec::new(),
         lines: Arc::default(),
         rank: Vec::new(),
         leader: Vec::new(),
@@ -432,9 +439,12 @@ fn add_function(
     uses.iter().flat_map(|uses| &uses.reads).for_each(|read| dead[read.0 as usize] = false);
     let mut decoder = Decoder { slots: Some(&slots), dead: Some(&dead), ..decoder };
     let wgmma = body.iter().any(|instruction| instruction.opcode == "wgmma");
-    for instruction in body {
-        program.code.push(decoder.instruction(instruction)?);
+    let mut heads = Heads::default();
+    for (instruction, pc) in body.iter().zip(start..) {
+        let instr = decoder.instruction(instruction)?;
         let uses = std::mem::take(&mut decoder.uses);
+        program.closed.push(heads.close(&instr, pc, &touched(function, &slots, &uses).1));
+        program.code.push(instr);
         program.touched.push(if wgmma { touched(function, &slots, &uses) } else { Default::default() });
         lines.push(line(module, instruction));
         program.class.push(class(instruction));
@@ -444,6 +454,7 @@ fn add_function(
     lines.push(Line { ptx: body[body.len() - 1].line, text: "(end of the function)".into(), ..Line::default() });
     program.class.push(Class::Control);
     program.touched.push(Default::default());
+    program.closed.push(Closed::Stop);
     let mut rank = vec![flow.blocks.len() as u32; body.len() + 1];
     let mut leader = vec![false; body.len() + 1];
     leader[body.len()] = true;
@@ -559,6 +570,7 @@ impl Op {
             Op::A1(..)
                 | Op::A2(..)
                 | Op::A3(..)
+                | Op::Fma(..)
                 | Op::D1(..)
                 | Op::D2(..)
                 | Op::D3(..)

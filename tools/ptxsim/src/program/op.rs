@@ -380,6 +380,8 @@ pub enum Op {
     A2(F2, Dst, Src, Src),
     /// 32-bit, three sources.
     A3(F3, Dst, Src, Src, Src),
+    /// `fma.rn.f32`, most of a matrix product: no jump to a function.
+    Fma(Dst, Src, Src, Src),
     /// 64-bit, one source.
     D1(D1, Dst, Src64),
     /// 64-bit, two sources.

@@ -1,7 +1,7 @@
 //! `f32` and `f64` arithmetic: a table row per opcode, in every combination of `.ftz` and `.sat`.
 
 use super::exact;
-use super::lanes::{D1, D2, D3, F1, F2, F3, Rare};
+use super::lanes::{D1, D2, D3, F1, F2, F3, L32, Rare};
 use super::round::{F32, Rounding, canonical, canonical64, flush, narrow, odd, saturate, two_sum};
 
 #[inline(always)]
@@ -97,6 +97,15 @@ pub fn ternary32(opcode: &str, ftz: bool, sat: bool) -> Option<F3> {
         "fma" => f32_row!(ftz, sat; a, b, c => a.mul_add(b, c)),
         _ => return None,
     })
+}
+
+/// `fma.rn.f32` of all lanes, for loops that are compiled for the machine's vectors.
+#[inline(always)]
+pub fn fma(a: &L32, b: &L32, c: &L32, out: &mut L32) {
+    for lane in 0..32 {
+        let [a, b, c] = [a, b, c].map(|row| input::<false>(row.0[lane]));
+        out.0[lane] = output::<false, false>(a.mul_add(b, c));
+    }
 }
 
 /// An exact result: the nearest `f64`, what is missing (or its sign), and whether it is a zero of unequal signs.

@@ -3,6 +3,7 @@
 mod scalar;
 mod control;
 mod memory;
+mod whole;
 mod warp;
 mod wgmma;
 mod errors;

@@ -17,7 +17,7 @@ use crate::checker::{Case, Checker, CheckerKind, Context, Findings};
 use crate::checkers::family;
 use crate::checkers::order::{AgentId, Order};
 use crate::event::{
-    Access, AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Run,
+    Access, AccessKind, Agent, AsyncId, AsyncKind, AsyncRange, Event, FenceKind, Interest, MbarrierStep, Reads, Run,
     Semantics, Site,
 };
 use crate::scalar::lanes::each;
@@ -442,6 +442,12 @@ impl Checker for Watcher {
             .and(Interest::MBARRIER)
             .and(Interest::ASYNC)
             .and(Interest::CONTROL)
+    }
+
+    fn reads(&mut self, context: &Context, reads: &Reads, findings: &mut Findings) {
+        if !self.log_all(reads) {
+            reads.accesses().for_each(|access| self.access(context, &access, findings));
+        }
     }
 
     fn event(&mut self, context: &Context, event: &Event, findings: &mut Findings) {

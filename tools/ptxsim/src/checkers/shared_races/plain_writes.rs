@@ -54,8 +54,12 @@ impl Watcher {
         for run in runs.clone() {
             let range = words(&run);
             let is_one_place = run.lanes > 1 && run.bytes == bytes;
-            let (marks, writes) = (&marks[range.clone()], &writes[range.clone()]);
-            let is_free = marks.iter().all(|mark| *mark < era) && writes.iter().all(|write| !write.is_closed);
+            let (marks, writes) = (&marks[range.clone()], &writes[range]);
+            let is_free = match (marks, writes) {
+                // Lanes that lie alone come by the dozen.
+                ([mark], [write]) => *mark < era && !write.is_closed,
+                _ => marks.iter().all(|mark| *mark < era) && writes.iter().all(|write| !write.is_closed),
+            };
             if shared_rank(run.address) != cta || is_one_place || !is_free {
                 return false;
             }
@@ -72,10 +76,19 @@ impl Watcher {
         }
         for run in runs {
             let range = words(&run);
+            let write = |lane: u8| PlainWrite { clock, pc, agent, lane, is_closed: false };
+            if run.bytes == 4 {
+                (marks[range.start], writes[range.start]) = (era, write(run.lane));
+                continue;
+            }
             marks[range.clone()].fill(era);
-            let per_lane = bytes as usize / 4;
-            for (writes, lane) in writes[range].chunks_mut(per_lane).zip(run.lane..) {
-                writes.fill(PlainWrite { clock, pc, agent, lane, is_closed: false });
+            match bytes {
+                4 => writes[range].iter_mut().zip(run.lane..).for_each(|(to, lane)| *to = write(lane)),
+                _ => {
+                    for (writes, lane) in writes[range].chunks_mut(bytes as usize / 4).zip(run.lane..) {
+                        writes.fill(write(lane));
+                    }
+                }
             }
         }
         self.written_in[rank] = self.written_in[rank].max(era);

@@ -5,7 +5,7 @@
 use super::{PlainRead, SEVERAL_LANES, Watcher};
 use crate::address::{shared_offset, shared_rank};
 use crate::checkers::order::AgentId;
-use crate::event::{Access, Run};
+use crate::event::{Access, Reads, Run};
 
 /// Reads of a warp that are listed at most.
 const ENTRIES_MAX: usize = 1024;
@@ -30,6 +30,16 @@ pub(super) struct Logged {
     bytes: u8,
 }
 
+impl ReadLog {
+    #[inline(always)]
+    fn note(&mut self, access: &Access, clock: u32) {
+        for run in access.places.runs() {
+            let first = shared_offset(run.address) as usize / 4;
+            self.entries.push(Logged::new(&run, first, clock, access.site.pc, access.bytes));
+        }
+    }
+}
+
 impl Logged {
     /// A run of an access of `bytes` a lane, whose first word has this index.
     #[inline(always)]
@@ -44,9 +54,36 @@ impl Watcher {
     #[inline]
     pub(super) fn log_reads(&mut self, access: &Access, agent: AgentId, clock: u32) -> bool {
         let cta = access.site.cta;
-        let era = self.era[cta as usize];
-        if self.written_in[cta as usize] >= era || access.places.runs().any(|run| shared_rank(run.address) != cta) {
+        if access.places.runs().any(|run| shared_rank(run.address) != cta) {
             return false;
+        }
+        let Some(log) = self.open_log(cta, agent, clock) else { return false };
+        log.note(access, clock);
+        if log.entries.len() > ENTRIES_MAX {
+            self.settle();
+        }
+        true
+    }
+
+    /// The same of several reads.
+    pub(super) fn log_all(&mut self, reads: &Reads) -> bool {
+        let agent = self.order.agent(reads.site);
+        let clock = self.order.now(agent);
+        let Some(log) = self.open_log(reads.site.cta, agent, clock) else { return false };
+        log.entries.reserve(2 * reads.count());
+        reads.accesses().for_each(|access| log.note(&access, clock));
+        if log.entries.len() > ENTRIES_MAX {
+            self.settle();
+        }
+        true
+    }
+
+    /// The list of a warp that reads now, unless somebody has written to the CTA's shared memory in this era.
+    #[inline]
+    fn open_log(&mut self, cta: u32, agent: AgentId, clock: u32) -> Option<&mut ReadLog> {
+        let era = self.era[cta as usize];
+        if self.written_in[cta as usize] >= era {
+            return None;
         }
         let log = &mut self.logs[agent as usize];
         if log.era != era && self.logged.len() == 1 {
@@ -54,16 +91,9 @@ impl Watcher {
             log.entries.clear();
         }
         log.era = era;
-        for run in access.places.runs() {
-            let first = shared_offset(run.address) as usize / 4;
-            log.entries.push(Logged::new(&run, first, clock, access.site.pc, access.bytes));
-        }
         self.latest[agent as usize] = clock;
         self.logged[cta as usize] = true;
-        if log.entries.len() > ENTRIES_MAX {
-            self.settle();
-        }
-        true
+        Some(log)
     }
 
     /// Brings the listed reads into the shadow.

@@ -193,8 +193,9 @@ impl<'a> Decoder<'a> {
             [d, a, b, c] => {
                 let Some(f) = float::ternary32(&named, ftz, sat) else { return Ok(None) };
                 let (a, b) = (self.src32(form, a, Type::F32)?, self.src32(form, b, Type::F32)?);
-                let c = self.src32(form, c, Type::F32)?;
-                Ok(Some(Op::A3(f, self.dst32(form, d)?, a, b, c)))
+                let (c, d) = (self.src32(form, c, Type::F32)?, self.dst32(form, d)?);
+                let is_plain = named == "fma" && !ftz && !sat;
+                Ok(Some(if is_plain { Op::Fma(d, a, b, c) } else { Op::A3(f, d, a, b, c) }))
             }
             _ => Ok(None),
         }
