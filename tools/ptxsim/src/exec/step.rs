@@ -155,12 +155,7 @@ impl<'a> Cluster<'a> {
                 return Ok(false);
             }
             if alone && mask == u32::MAX && !self.tells_registers {
-                let next = self.run_whole(warp, pc, *left);
-                let executed = next - pc;
-                warp.executed += u64::from(executed);
-                self.executed += u64::from(executed);
-                *left -= executed;
-                pc = next;
+                pc = self.run_whole(warp, pc, left);
                 if *left == 0 {
                     continue;
                 }

@@ -17,11 +17,17 @@ pub(super) const NOTED_MAX: usize = 128;
 impl<'a> Cluster<'a> {
     /// Executes at most `left` operations from `start` on, for all lanes of a warp; gives the first one that was not
     /// executed: any that is neither straight-line code nor a quick access nor `mma`.
-    pub(super) fn run_whole(&mut self, warp: &mut Warp, start: u32, left: u32) -> u32 {
-        vector!('w, self.arch;
-            cluster: &'w mut Cluster<'_> = self, warp: &'w mut Warp = warp, start: u32 = start, left: u32 = left
-            => u32 { cluster.whole(warp, start, left) }
-        )
+    pub(super) fn run_whole(&mut self, warp: &mut Warp, start: u32, left: &mut u32) -> u32 {
+        let most = *left;
+        let pc = vector!('w, self.arch;
+            cluster: &'w mut Cluster<'_> = self, warp: &'w mut Warp = warp, start: u32 = start, most: u32 = most
+            => u32 { cluster.whole(warp, start, most) }
+        );
+        let executed = u64::from(pc - start);
+        warp.executed += executed;
+        self.executed += executed;
+        *left -= pc - start;
+        pc
     }
 
     #[inline(always)]
