@@ -3,8 +3,10 @@
 //! A [`Node`] names the op, its operands by id and what backward keeps. A value lives as long as somebody holds it: the
 //! model while it still uses it, a node that saved it, nobody else; so activations go back to the arena early, in forward
 //! and, node by node, in backward. Losses are leaves that carry their factor, so [`Tape::backward`] takes no root.
-//! The tape knows ops and parameters; it knows no model. Ops of parts beyond the backbone are in `tape/parts.rs`.
+//! The tape knows ops and parameters; it knows no model. Ops of parts beyond the backbone are in `tape/parts.rs`, those of a state that is
+//! carried along in `tape/memory.rs`.
 
+mod memory;
 mod parts;
 
 use crate::ops::rope::{Heads, QkNorm, Table};
@@ -13,6 +15,7 @@ use crate::tensor::{Arena, Grads, ParamId, Params, Scale, Span, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
+pub use memory::{DecayParams, DeltaOperands, MemoryNode};
 pub use parts::{BlendParams, ConceptParams, PartNode};
 
 /// Which value of the tape.
@@ -75,6 +78,7 @@ pub enum Node {
     Mlp { y: VarId, x: VarId, weights: MlpParams, residual: Option<VarId>, saved: mlp::Saved },
     Add { y: VarId, a: VarId, b: VarId },
     Softcap { y: VarId, x: VarId, saved: softcap::Saved },
+    Memory(MemoryNode),
     ScaleGrad { y: VarId, x: VarId, rho: Scale },
     Checkpoint { y: VarId, x: VarId, input: Tensor, segment: Segment },
     Part(PartNode),
@@ -402,6 +406,7 @@ impl<'a> Tape<'a> {
                     self.accumulate(x, dx);
                 }
             }
+            Node::Memory(node) => self.backward_memory(node),
             Node::ScaleGrad { y, x, rho } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, scale_grad::backward(arena, dy, &rho));
@@ -460,6 +465,7 @@ impl fmt::Display for Tape<'_> {
                 }
                 Node::Add { y, a, b } => writeln!(f, "{y} = add {a} {b}"),
                 Node::Softcap { y, x, saved } => writeln!(f, "{y} = softcap {x} {}", saved.cap),
+                Node::Memory(node) => node.write(f, &name),
                 Node::ScaleGrad { y, x, .. } => writeln!(f, "{y} = scale_grad {x}"),
                 Node::Checkpoint { y, x, segment, .. } => writeln!(f, "{y} = checkpoint {x} {segment:?}"),
                 Node::Part(node) => node.write(f),

@@ -5,6 +5,7 @@
 
 mod attention;
 pub mod measure;
+mod memory;
 mod optim;
 mod parts;
 mod products;
@@ -113,8 +114,9 @@ impl Row {
 /// Every row of a size, bf16 first, which matters most where time is short.
 pub fn rows(size: Size) -> Vec<Row> {
     let of = |dtype: DType| {
-        let parts = [rowwise::rows, products::rows, attention::rows, parts::rows, optim::rows, train_step::rows];
-        parts.into_iter().flat_map(move |rows| rows(size, dtype))
+        let ops: [fn(Size, DType) -> Vec<Row>; 5] =
+            [rowwise::rows, products::rows, attention::rows, memory::rows, parts::rows];
+        ops.into_iter().chain([optim::rows, train_step::rows]).flat_map(move |rows| rows(size, dtype))
     };
     of(DType::Bf16).chain(of(DType::F32)).collect()
 }

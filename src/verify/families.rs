@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, parts, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, memory, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -42,6 +42,12 @@ pub const FAMILIES: &[Family] = &[
     cases("code_entropy", parts::code_entropy),
     on_device("concept_windows", parts::windows_on),
     on_device("scale_grad", rowwise::scale_grad),
+    cases("delta_rule", memory::delta_rule),
+    on_device("delta_decode", memory::delta_decode_on),
+    cases("short_conv", memory::short_conv),
+    cases("unit_norm", memory::unit_norm),
+    cases("decay_gate", memory::decay_gate),
+    cases("sigmoid_gate", memory::sigmoid_gate),
     on_device("cast", state::cast_on),
     on_device("fill", state::fill_on),
     on_device("gemm", products::gemm_on),

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod families;
 pub mod parts;
+pub mod memory;
 pub mod products;
 pub mod rowwise;
 pub mod state;

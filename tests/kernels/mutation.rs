@@ -11,9 +11,12 @@ use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS};
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::ops::clip::{self, Evidence};
+use nanochat_gpu::ops::delta_rule::{self, Dims, Inputs, Past};
 use nanochat_gpu::ops::mlp::{self, Keep, Weights};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
-use nanochat_gpu::ops::{blend, concept_loss, embedding, grad_norm, hypercube, lm_loss, rmsnorm, rope};
+use nanochat_gpu::ops::{
+    blend, concept_loss, decay_gate, embedding, grad_norm, hypercube, lm_loss, rmsnorm, rope, short_conv,
+};
 use nanochat_gpu::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
@@ -190,8 +193,68 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
         }
         "grad_norm" => muon_update(arena),
         "clip" => verdict_on_a_step(arena),
+        other => memory_scenario(other, arena, dtype),
+    }
+}
+
+/// [`scenario`] of the ops of a carried state.
+fn memory_scenario(stem: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
+    let bytes = |tensors: &[&Tensor]| -> Vec<u8> { tensors.iter().flat_map(|tensor| tensor.to_bytes()).collect() };
+    match stem {
+        "decay_gate" => {
+            // Rows in vector accesses, and rows that are not: each path has barriers of its own.
+            let decays = |d: usize| {
+                let (f, a, dt) = (at(arena, dtype, &[70, 2 * d]), at(arena, dtype, &[2]), at(arena, dtype, &[2, d]));
+                let rates = decay_gate::Rates { a: &a, dt: &dt };
+                let (_, saved) = decay_gate::forward(arena, &f, rates);
+                let mut grads = gradients(arena, dtype, &[a.shape(), dt.shape()]);
+                let [mut da, mut ddt] = grads.pair_mut(ParamId(0), ParamId(1));
+                decay_gate::backward(arena, [&mut da, &mut ddt], &at(arena, dtype, &[70, 2 * d]), rates, &saved);
+                bytes(&[grads.flat()])
+            };
+            [8, 5].map(decays).concat()
+        }
+        "short_conv" => {
+            let convolutions = |c: usize| {
+                let (x, w) = (at(arena, dtype, &[140, c]), at(arena, dtype, &[c, 4]));
+                let (_, _, saved) = short_conv::forward(arena, &x, &w, 70, short_conv::Past::default());
+                let mut grads = gradients(arena, dtype, &[w.shape()]);
+                let dy = at(arena, dtype, &[140, c]);
+                short_conv::backward(arena, &mut grads.view_mut(ParamId(0)), &dy, &w, 70, &saved);
+                bytes(&[grads.flat()])
+            };
+            [16, 9].map(convolutions).concat()
+        }
+        "delta_rule" => delta_rule_scenario(arena, dtype),
         other => panic!("kernels/{other}.cu synchronises and has no scenario here"),
     }
+}
+
+/// Two chunks, two slices of channels and of columns, so that each is followed by one; and a few tokens one by one.
+fn delta_rule_scenario(arena: &Arena, dtype: DType) -> Vec<u8> {
+    let (t, dims) = (100, Dims { h: 1, dk: 64, dv: 64 });
+    let of = |cols: usize, by: f64, shift: f64| {
+        let values = normals("mutation", t * cols).iter().map(|x| by * x.abs() + shift).collect::<Vec<_>>();
+        tensor(arena, dtype, [t, cols], &values)
+    };
+    let x = [
+        at(arena, dtype, &[t, 64]),
+        of(64, 0.1, 0.02),
+        at(arena, dtype, &[t, 64]),
+        of(64, -0.1, -0.01),
+        of(1, 0.2, 0.1),
+    ];
+    let [q, k, v, log_alpha, beta] = &x;
+    let inputs = Inputs { q, k, v, log_alpha, beta };
+    let y = delta_rule::forward(arena, inputs, dims, t, Past::default(), delta_rule::Keep::Everything);
+    let saved = y.saved.expect("everything is kept");
+    let d = delta_rule::backward(arena, &at(arena, dtype, &[t, 64]), None, dims, t, &saved);
+    let mut state = Tensor::zeros(arena, [1, 1, 64, 64], DType::F32);
+    let few = x.each_ref().map(|x| x.view(0, [3, x.elems() / t]));
+    let [q, k, v, log_alpha, beta] = &few;
+    let o = delta_rule::recurrent(arena, Inputs { q, k, v, log_alpha, beta }, dims, 3, None, &mut state);
+    let results = [y.o, y.state, saved.errors, d.q, d.k, d.v, d.log_alpha, d.beta, d.state, o, state];
+    results.iter().flat_map(Tensor::to_bytes).collect()
 }
 
 /// Whether the body of an entry has a barrier.

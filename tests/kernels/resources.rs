@@ -4,6 +4,7 @@
 
 use nanochat_gpu::device::modules::{COMPILER, KERNELS, Kernel, MODULES, USAGE, Usage};
 use nanochat_gpu::ops::attention::flash_smem_bytes;
+use nanochat_gpu::ops::delta_rule::KEY_CHANNELS_SMEM_BYTES;
 use std::fmt::Write as _;
 
 const README: &str = "kernels/README.md";
@@ -42,6 +43,7 @@ fn dynamic_bytes(kernel: &Kernel) -> u32 {
     let width = kernel.name.split("_d").nth(1).and_then(|rest| rest.split('_').next()?.parse().ok());
     match (kernel.stem, width) {
         ("attention_flash", Some(d)) => flash_smem_bytes(d)[usize::from(kernel.name.contains("key_tiles"))] as u32,
+        ("delta_rule", _) if kernel.name.contains("key_channels") => KEY_CHANNELS_SMEM_BYTES as u32,
         _ => 0,
     }
 }

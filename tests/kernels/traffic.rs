@@ -6,6 +6,7 @@ use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
 use nanochat_gpu::ops::{add, blend, embedding, grad_norm, linear, rmsnorm, rope, scale_grad, softcap, swiglu};
+use nanochat_gpu::ops::{decay_gate, short_conv, sigmoid_gate, unit_norm};
 use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
@@ -67,6 +68,7 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
     let gains = [(); 2].map(|()| tensor(&arena, dtype, [64], &normals("traffic head gain", 64)));
     let norm = QkNorm { q_gain: &gains[0], k_gain: &gains[1], eps: 1e-5 };
     drop(rope::forward(&arena, at([N, row]), heads, N, 0, &table, Some(norm)));
+    memory_ops(&arena, dtype);
     let suffix = |name: &str| -> &'static str { format!("{name}_{dtype}").leak() };
     let table_again = N * (heads.h + heads.g) * 64 * 4;
     let budgets = BTreeMap::from([
@@ -86,6 +88,14 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
             suffix("blend_bwd_block_per_row"),
             Budget { must: 8 * elems, cached: 4 * elems + 8 * 16 * 32 * N + N / 8 * (C + 3) * 32 },
         ),
+        (suffix("unit_norm_fwd_lanes_per_row"), Budget { must: 2 * elems, cached: 0 }),
+        (suffix("unit_norm_bwd_lanes_per_row"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("sigmoid_gate_fwd_vector"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("sigmoid_gate_bwd_vector"), Budget { must: 5 * elems, cached: 0 }),
+        // Offsets again for every row, and a sector of rates for every warp's two to four heads.
+        (suffix("decay_gate_fwd_vector"), Budget { must: 2 * elems, cached: elems + 32 * elems / 256 }),
+        // Partial sums of four parts of rows, parameters for every warp.
+        (suffix("decay_gate_bwd_column_runs"), Budget { must: 3 * elems + 4 * 8 * C, cached: 4 * 8 * C * 4 }),
         // A word of tokens in a sector for every warp's part of a row.
         (suffix("embedding_fwd_vector"), Budget { must: 2 * elems, cached: 32 * (elems / 512) }),
         (
@@ -94,6 +104,25 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
         ),
     ]);
     check(gpu, &budgets);
+}
+
+/// The ops of a carried state whose traffic has a budget.
+fn memory_ops(arena: &Arena, dtype: DType) {
+    let at = |shape: [usize; 2]| tensor(arena, dtype, shape, &normals("traffic", shape[0] * shape[1]));
+    let (_, saved) = unit_norm::forward(arena, &at([N, C]), 64);
+    drop(unit_norm::backward(arena, &at([N, C]), 64, &saved));
+    let (_, saved) = sigmoid_gate::forward(arena, Some(&at([N, C])), &at([N, C]));
+    drop(sigmoid_gate::backward(arena, &at([N, C]), &saved));
+    let (a, dt) = (at([1, C / 64]), at([C / 64, 64]));
+    let rates = decay_gate::Rates { a: &a, dt: &dt };
+    let (_, saved) = decay_gate::forward(arena, &at([N, C]), rates);
+    let mut grads = gradients(arena, dtype, &[a.shape(), dt.shape()]);
+    let [mut da, mut ddt] = grads.pair_mut(ParamId(0), ParamId(1));
+    drop(decay_gate::backward(arena, [&mut da, &mut ddt], &at([N, C]), rates, &saved));
+    let w = at([C, 4]);
+    let (_, _, saved) = short_conv::forward(arena, &at([N, C]), &w, N, short_conv::Past::default());
+    let mut grads = gradients(arena, dtype, &[w.shape()]);
+    drop(short_conv::backward(arena, &mut grads.view_mut(ParamId(0)), &at([N, C]), &w, N, &saved));
 }
 
 /// One schedule is enough: counters do not depend on it.

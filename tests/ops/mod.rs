@@ -6,6 +6,8 @@ mod attention_flash;
 mod blend;
 mod clip;
 mod concept_loss;
+mod decay_gate;
+mod delta_rule;
 mod embedding;
 mod grad_norm;
 mod hypercube;
@@ -16,8 +18,11 @@ mod rmsnorm;
 mod rope;
 mod scale_grad;
 mod select_rows;
+mod short_conv;
+mod sigmoid_gate;
 mod softcap;
 mod swiglu;
+mod unit_norm;
 
 use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
@@ -66,6 +71,11 @@ fn check(cases: fn(Extent, Check) -> Cases) {
         simulators().into_iter().try_for_each(|gpu| case.check_on(gpu))
     };
     cases(Extent::All, &everywhere).unwrap_or_else(|message| panic!("{message}"));
+}
+
+/// Checks all cases of an op on the CPU alone.
+fn check_on_cpu(cases: fn(Extent, Check) -> Cases) {
+    cases(Extent::All, &|case| case.check()).unwrap_or_else(|message| panic!("{message}"));
 }
 
 /// Runs a check of kernels in the simulator under every order.
