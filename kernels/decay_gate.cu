@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) decay_gate_bwd_column_runs_
 
 extern "C" __global__ void __launch_bounds__(256, 4) decay_gate_bwd_column_runs_bf16(bf16* df, float* partial, const bf16* f, const bf16* a, const bf16* dt, const bf16* dy, u32 n, u32 h, u32 d) {
     __shared__ __align__(16) float s[2][WARPS][4 * WARP];
-    d % 4 == 0 && aligned(8, df, f, dt, dy) ? backward<bf16, 4>(df, partial, f, a, dt, dy, n, h, d, s)
+    d % 4 == 0 && aligned(16, df, f, dt, dy) ? backward<bf16, 4>(df, partial, f, a, dt, dy, n, h, d, s)
                                             : backward<bf16, 1>(df, partial, f, a, dt, dy, n, h, d, s);
 }
 

@@ -15,15 +15,15 @@
 //   x, w, starts, rows as above;  dy [B T, C]
 //
 // Geometry: a lane for W neighbouring channels (forward 16 bytes of them, backward 4, or 1 where C or a pointer does not allow it), a
-// warp for a run of 32 tokens of one row of tokens, which slides a window over them; blocks of 8 warps,
-// ceil(C / (32 W)) x P, P = ceil(B ceil(T / 32) / 8). Any size.
+// warp for a run of 64 tokens of one row of tokens, which slides a window over them; blocks of 8 warps,
+// ceil(C / (32 W)) x P, P = ceil(B ceil(T / 64) / 8). Any size.
 // Must move 2 N C elements forward, 3 N C backward; a run reads 3 rows more of x forward, 6 of x and 3 of dy backward.
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 WARPS = THREADS / WARP;
-constexpr u32 RUN = 32;                // 3 rows read again for 32: 9 %, most of it from L2
+constexpr u32 RUN = 64;                // 3 rows and the weights read again for each: 5 % and as much, most of it from L2
 constexpr u32 TAPS = 4;
 constexpr u32 BEFORE = TAPS - 1;
 
@@ -46,18 +46,28 @@ struct Window {
     float w[W][TAPS], x[TAPS][W];
 
     __device__ __forceinline__ Window(const E* gw) {
-#pragma unroll
-        for (u32 c = 0; c < W; c++) {
-            if constexpr (W == 1) {    // maybe not aligned
-#pragma unroll
-                for (u32 j = 0; j < TAPS; j++) {
-                    w[c][j] = load(gw + j);
-                }
-            } else {
-                load_vector<TAPS>(w[c], gw + c * TAPS);
-            }
+        float flat[TAPS * W];
+        if constexpr (W == 1) {        // maybe not aligned
 #pragma unroll
             for (u32 j = 0; j < TAPS; j++) {
+                flat[j] = load(gw + j);
+            }
+        } else {                       // 16 bytes at once
+#pragma unroll
+            for (u32 i = 0; i < TAPS * W; i += WIDTH<E>) {
+                float part[WIDTH<E>];
+                load_vector<WIDTH<E>>(part, gw + i);
+#pragma unroll
+                for (u32 k = 0; k < WIDTH<E>; k++) {
+                    flat[i + k] = part[k];
+                }
+            }
+        }
+#pragma unroll
+        for (u32 c = 0; c < W; c++) {
+#pragma unroll
+            for (u32 j = 0; j < TAPS; j++) {
+                w[c][j] = flat[c * TAPS + j];
                 x[j][c] = 0.0f;
             }
         }
@@ -215,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) short_conv_bwd_channel_runs
 
 extern "C" __global__ void __launch_bounds__(256, 2) short_conv_bwd_channel_runs_bf16(bf16* dx, float* partial, const bf16* x, const bf16* w, const u32* starts, const bf16* rows, const bf16* dy, u32 b, u32 t, u32 c) {
     __shared__ __align__(16) float s[WARPS][TAPS][WARP * 4];
-    if (c % 4 == 0 && aligned(8, dx, x, w, rows, dy)) {
+    if (c % 4 == 0 && aligned(16, dx, x, w, rows, dy)) {
         backward<bf16, 4>(dx, partial, x, w, starts, rows, dy, b, t, c, s);
     } else {
         backward<bf16, 1>(dx, partial, x, w, starts, rows, dy, b, t, c, s);

@@ -96,6 +96,16 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
         (suffix("decay_gate_fwd_vector"), Budget { must: 2 * elems, cached: elems + 32 * elems / 256 }),
         // Partial sums of four parts of rows, parameters for every warp.
         (suffix("decay_gate_bwd_column_runs"), Budget { must: 3 * elems + 4 * 8 * C, cached: 4 * 8 * C * 4 }),
+        // Three rows before each run of 64 forward, six (and three of the gradient) backward; weights for every run, each half of a
+        // sector asked for by itself.
+        (
+            suffix("short_conv_fwd_channel_runs"),
+            Budget { must: 2 * elems, cached: elems * 3 / 64 + 4 * 8 * C * size + 3 * C * size },
+        ),
+        (
+            suffix("short_conv_bwd_channel_runs"),
+            Budget { must: 3 * elems, cached: elems * 9 / 64 + 4 * 8 * C * size + 16 * C },
+        ),
         // A word of tokens in a sector for every warp's part of a row.
         (suffix("embedding_fwd_vector"), Budget { must: 2 * elems, cached: 32 * (elems / 512) }),
         (
