@@ -126,7 +126,7 @@ pub fn entropy(arena: &Arena, u: &Tensor, tau: &Scale, factor: Option<&Scale>) -
         let tables = &mut sums[..groups * GROUP];
         let mut value = F::ZERO;
         for p in tables.iter_mut() {
-            *p = *p / count;
+            *p /= count;
             // A vertex that nobody is near adds nothing, and its logarithm weighs nothing.
             let log = if *p > F::ZERO { p.ln() } else { F::ZERO };
             value += *p * log;

@@ -95,6 +95,6 @@ pub fn backward(arena: &Arena, dy: &Tensor, n: usize, stride: Stride) -> Tensor 
 /// Forward in plain loops.
 pub fn reference(x: &[f64], c: usize, stride: Stride) -> Vec<f64> {
     let rows = x.chunks(c).enumerate();
-    let is_selected = |t: usize| t >= stride.first && (t - stride.first) % stride.every == 0;
+    let is_selected = |t: usize| t >= stride.first && (t - stride.first).is_multiple_of(stride.every);
     rows.filter(|(row, _)| is_selected(row % stride.t)).flat_map(|(_, row)| row.to_vec()).collect()
 }

@@ -25,7 +25,7 @@ pub struct ConceptParams {
 /// One of these ops as recorded.
 #[derive(Debug)]
 pub enum PartNode {
-    Blend { y: VarId, x: VarId, streams: [VarId; 3], weights: BlendParams, saved: blend::Saved },
+    Blend { y: VarId, x: VarId, streams: [VarId; 3], weights: BlendParams, saved: Box<blend::Saved> },
     HypercubeCode { y: VarId, x: VarId, saved: hypercube::Saved },
     SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
 }
@@ -54,7 +54,13 @@ impl Tape<'_> {
         let values = blend::Weights { controller: controller.as_ref(), bias: &bias, gain: &gain };
         let (y, x, saved) = blend::forward(self.arena, streams.map(|h| h.value.clone()), values, options);
         let (y, x, shares) = (self.var(y), self.var(x), saved.weights.clone());
-        self.record_part(|| PartNode::Blend { y: y.id, x: x.id, streams: streams.map(|h| h.id), weights, saved });
+        self.record_part(|| PartNode::Blend {
+            y: y.id,
+            x: x.id,
+            streams: streams.map(|h| h.id),
+            weights,
+            saved: Box::new(saved),
+        });
         (y, x, shares)
     }
 

@@ -35,7 +35,7 @@ fn entropy_at_its_ends() {
         hypercube::entropy(&arena, &u, &400.0.into(), None).0.to_f64()[0]
     };
     assert!(loss(&[1.0; 24], 3).abs() < 1e-12);
-    let all: Vec<f64> = (0..256 * 8).map(|i| if i / 8 >> (i % 8) & 1 == 1 { 1.0 } else { -1.0 }).collect();
+    let all: Vec<f64> = (0..256 * 8).map(|i| if ((i / 8) >> (i % 8)) & 1 == 1 { 1.0 } else { -1.0 }).collect();
     assert!((loss(&all, 256) + 256f64.ln()).abs() < 1e-9, "{}", loss(&all, 256));
     assert!(loss(&[0.0; 8], 1).is_finite());
 }
