@@ -12,7 +12,7 @@
 //   dlogits  [M, Nc]  f32 or bf16, =, or null; zeros where the window is empty; f32 may be logits
 //   logits   [M, Nc]  f32, z;  bias, idf [Nc] f32;  windows [M, W] u32, W <= 32
 //   scale    [1]      f32; not read where dlogits is null
-// Grid: M blocks of 256 threads, 512 bytes of shared memory. Reads logits and bias twice (the second time mostly from L2), writes
+// Grid: M blocks of 256 threads, 64 bytes of shared memory. Reads logits and bias twice (the second time mostly from L2), writes
 // logits once. Learnt from: lm_loss.cu here.
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
@@ -74,19 +74,23 @@ __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float*
     for (u32 i = threadIdx.x; i < nc; i += THREADS) {
         store(dz + i, expf(z[i] + gbias[i] - row.peak) * factor);
     }
-    __syncthreads();  // the softmax stands everywhere; now the targets are taken off
-    if (threadIdx.x < WARP) {
-        // Of several lanes with one concept the first has the sum of their shares.
-        float q = 0.0f;
-        bool is_first = true;
-        for (u32 j = 0; j < w; j++) {
-            const u32 other = __shfl_sync(ALL_LANES, id, j);
-            const float theirs = __shfl_sync(ALL_LANES, share, j);
-            q += other == id ? theirs : 0.0f;
-            is_first = is_first && !(other == id && j < lane);
-        }
-        if (id < nc && is_first) {
-            store(dz + id, expf(at_target - row.peak) * factor - scale * q);
+    // Of several lanes with one concept the first has the sum of their shares.
+    float q = 0.0f;
+    bool is_first = true;
+    for (u32 j = 0; j < w; j++) {
+        const u32 other = __shfl_sync(ALL_LANES, id, j);
+        const float theirs = __shfl_sync(ALL_LANES, share, j);
+        q += other == id ? theirs : 0.0f;
+        is_first = is_first && !(other == id && j < lane);
+    }
+    // Who wrote a concept's softmax takes its target off, so nobody waits for another.
+    const float d = expf(at_target - row.peak) * factor - scale * q;
+    const u32 owned = id < nc && is_first ? id : IGNORE;
+    for (u32 j = 0; j < w; j++) {
+        const u32 concept_id = __shfl_sync(ALL_LANES, owned, j);
+        const float theirs = __shfl_sync(ALL_LANES, d, j);
+        if (concept_id != IGNORE && concept_id % THREADS == threadIdx.x) {
+            store(dz + concept_id, theirs);
         }
     }
 }
