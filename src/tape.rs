@@ -414,19 +414,24 @@ impl<'a> Tape<'a> {
             }
             Node::Checkpoint { y, x, input, segment } => {
                 if let Some(dy) = self.take(y) {
-                    let (start, inside) = (self.nodes.len(), self.var(input));
-                    let inside_id = inside.id;
-                    let again = (segment.run)(self, inside);
-                    self.accumulate(again.id, dy);
-                    drop(again);
-                    self.backward_to(start);
-                    if let Some(dx) = self.take(inside_id) {
-                        self.accumulate(x, dx);
-                    }
+                    self.backward_again(x, input, &segment, dy);
                 }
             }
             Node::Part(node) => self.backward_part(node),
             Node::Loss { x, dx, .. } => self.accumulate(x, dx),
+        }
+    }
+
+    /// Runs a segment again, recording it, and walks back over it.
+    fn backward_again(&mut self, x: VarId, input: Tensor, segment: &Segment, dy: Tensor) {
+        let (start, inside) = (self.nodes.len(), self.var(input));
+        let inside_id = inside.id;
+        let again = (segment.run)(self, inside);
+        self.accumulate(again.id, dy);
+        drop(again);
+        self.backward_to(start);
+        if let Some(dx) = self.take(inside_id) {
+            self.accumulate(x, dx);
         }
     }
 
