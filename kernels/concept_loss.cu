@@ -15,20 +15,11 @@
 // Grid: M blocks of 256 threads, 64 bytes of shared memory. Reads logits and bias twice (the second time mostly from L2), writes
 // logits once. Learnt from: lm_loss.cu here.
 #include "common/reduce.cuh"
+#include "common/softmax.cuh"
 #include "common/vector.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 IGNORE = 0xffffffffu;
-
-// A maximum and the sum of exp(x - maximum) so far.
-struct Softmax {
-    float peak, sum;
-};
-
-__device__ __forceinline__ Softmax join(Softmax a, Softmax b) {
-    const float peak = fmaxf(a.peak, b.peak);
-    return {peak, a.sum * expf(a.peak - peak) + b.sum * expf(b.peak - peak)};
-}
 
 template <typename E>
 __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float* glogits, const float* gbias, const float* gidf,

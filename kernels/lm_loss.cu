@@ -9,20 +9,11 @@
 // Reads the logits twice (the second time mostly from L2), writes them once.
 // Learnt from: llm.c (fused classifier), Liger Kernel (gradient in the forward pass).
 #include "common/reduce.cuh"
+#include "common/softmax.cuh"
 #include "common/vector.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 IGNORE = 0xffffffffu;
-
-// A maximum and the sum of exp(x - maximum) so far.
-struct Softmax {
-    float peak, sum;
-};
-
-__device__ __forceinline__ Softmax join(Softmax a, Softmax b) {
-    const float peak = fmaxf(a.peak, b.peak);
-    return {peak, a.sum * expf(a.peak - peak) + b.sum * expf(b.peak - peak)};
-}
 
 __device__ __forceinline__ float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
 

@@ -11,7 +11,7 @@ use super::rmsnorm::sum_parts;
 use crate::device::Device;
 use crate::device::cpu::{grain_rows, sum_over_rows};
 use crate::device::gpu::Gpu;
-use crate::device::launch::{self, Grid, Ptr, PtrMut, by_dtype};
+use crate::device::launch::{Grid, Ptr, PtrMut, by_dtype};
 use crate::for_dtype;
 use crate::tensor::{Arena, DType, Elem, Float, Scale, Tensor};
 use rayon::prelude::*;
@@ -240,8 +240,10 @@ fn launch_entropy(
     let factor = factor.map(|factor| factor.on_gpu(arena));
     let factor = factor.as_ref().map_or(Ptr::none(), |factor| factor.ptr());
     let grid = Grid::linear(if du.is_some() { n.div_ceil(16).min(PARTS_MAX) } else { 1 });
-    match (u.dtype(), du) {
-        (DType::F32, du) => launch::hypercube_fwd_entropy_f32(
+    by_dtype!(
+        u.dtype(),
+        hypercube_fwd_entropy_f32 | hypercube_fwd_entropy_bf16,
+        (
             gpu,
             grid,
             loss.ptr_mut(),
@@ -251,22 +253,9 @@ fn launch_entropy(
             tau.ptr(),
             factor,
             n,
-            k,
-        ),
-        (DType::Bf16, du) => launch::hypercube_fwd_entropy_bf16(
-            gpu,
-            grid,
-            loss.ptr_mut(),
-            du.map_or(PtrMut::none(), |du| du.ptr_mut()),
-            u.ptr(),
-            sums.ptr(),
-            tau.ptr(),
-            factor,
-            n,
-            k,
-        ),
-        (other, _) => panic!("no kernel computes with {other}"),
-    }
+            k
+        )
+    );
 }
 
 /// The code in plain loops.
