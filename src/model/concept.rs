@@ -5,12 +5,15 @@
 //! neighbours in the training data share bits. A token's concept is its id modulo the number of concepts. The head reads the
 //! integrated state with its gradient scaled by rho; nothing reads the head.
 
+use super::ModelConfig;
 use super::gpt::Rows;
 use super::hypercube::geometry::{bisect, to_bits};
 use super::losses::{Loss, LossKind, LossScale};
+use super::parts::{Held, PartConfig};
 use crate::data::statistics::Statistics;
 use crate::ops::concept_loss::{WINDOW_MAX, Windows};
 use crate::ops::hypercube::BITS_MAX;
+use crate::ops::lm_loss::chunk_rows;
 use crate::ops::select_rows::Stride;
 use crate::tape::{ConceptParams, Tape, Var};
 use crate::tensor::random::Philox;
@@ -18,7 +21,7 @@ use crate::tensor::{Init, Layout, ParamId, Params, Role};
 use serde::{Deserialize, Serialize};
 
 /// `[concept]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConceptConfig {
     pub enabled: bool,
@@ -60,9 +63,14 @@ impl ConceptConfig {
             ConceptCodes::Hypercube => BITS_MAX,
         }
     }
+}
 
-    /// What is out of range, with the remedy.
-    pub fn complaint(&self) -> Option<String> {
+impl PartConfig for ConceptConfig {
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn complaint(&self) -> Option<String> {
         let ranges = [
             ("count", self.count, CONCEPTS_MAX),
             ("rank", self.rank, RANK_MAX),
@@ -79,6 +87,19 @@ impl ConceptConfig {
         bad.map(|(key, value, most)| {
             format!("concept.{key} = {value} is out of range; it must lie between 1 and {most}")
         })
+    }
+
+    fn elems_per_token(&self, model: &ModelConfig) -> u64 {
+        (self.code_width() * (model.width + self.count)).div_ceil(self.every) as u64
+    }
+
+    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
+        let (ConceptConfig { count, window, every, .. }, rank) = (*self, self.code_width());
+        let m = n.div_ceil(every);
+        // Narrow: the codes widened, and gradients of logits beside the logits.
+        let logits = chunk_rows(count).min(m) * count;
+        let logits = if is_narrow { logits + logits / 2 + count * rank } else { logits };
+        Held { elems_per_token: (3 * model.width + 3 * rank).div_ceil(every), loss_words: m * (window + 2) + logits }
     }
 }
 

@@ -4,9 +4,8 @@
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::hypercube::HypercubeConfig;
-use super::psyche::{PsycheConfig, PsycheSource};
+use super::psyche::PsycheConfig;
 use crate::error::UserError;
-use crate::ops::lm_loss::chunk_rows;
 use serde::{Deserialize, Serialize};
 
 /// A table for each part.
@@ -21,10 +20,47 @@ pub struct Parts {
 /// The names of the tables, which stand at the top level of a run's configuration.
 pub const TABLES: &[&str] = &["psyche", "concept", "hypercube"];
 
+/// The configuration of a part: what is wrong with it, and what the part costs when it is on.
+pub trait PartConfig {
+    /// Whether the model has the part.
+    fn is_enabled(&self) -> bool;
+
+    /// Whether the part reads or changes the streams between the stages.
+    fn needs_stages(&self) -> bool {
+        false
+    }
+
+    /// The first value that is out of range, with the remedy.
+    fn complaint(&self) -> Option<String>;
+
+    /// Matrix elements that a token meets in it.
+    fn elems_per_token(&self, model: &ModelConfig) -> u64;
+
+    /// What it holds while a training step runs, for a micro-batch of `n` tokens.
+    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held;
+}
+
+/// What a part holds while a training step runs.
+#[derive(Clone, Copy, Default)]
+pub struct Held {
+    /// Elements for each token of the micro-batch.
+    pub elems_per_token: usize,
+    /// 4-byte words that its loss takes, once.
+    pub loss_words: usize,
+}
+
 impl Parts {
+    fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
+        [&self.psyche, &self.concept, &self.hypercube]
+    }
+
+    fn enabled(&self) -> impl Iterator<Item = (&'static str, &dyn PartConfig)> {
+        TABLES.iter().copied().zip(self.all()).filter(|(_, part)| part.is_enabled())
+    }
+
     /// Whether the model is the backbone alone.
     pub fn is_plain(&self) -> bool {
-        !(self.psyche.enabled || self.concept.enabled || self.hypercube.enabled)
+        self.enabled().next().is_none()
     }
 
     /// The table of a part that `before` has and these do not have as it was.
@@ -38,48 +74,21 @@ impl Parts {
 
     /// Whether any part reads or changes the streams between the stages.
     pub fn needs_stages(&self) -> bool {
-        self.psyche.enabled || self.hypercube.enabled
+        self.enabled().any(|(_, part)| part.needs_stages())
     }
 
     /// Floating-point operations per token that the parts add to a training step: six per matrix element that a token meets.
     pub fn train_flops_per_token(&self, model: &ModelConfig) -> u64 {
-        let c = model.width as u64;
-        let mut elems = 0;
-        if self.psyche.enabled {
-            elems += 3 * c;
-        }
-        if self.hypercube.enabled {
-            // Into the code twice, since the loss has a way of its own.
-            elems += 3 * c * self.hypercube.bits as u64;
-        }
-        if self.concept.enabled {
-            let (ConceptConfig { count, every, .. }, rank) = (&self.concept, self.concept.code_width());
-            elems += (rank as u64 * (c + *count as u64)).div_ceil(*every as u64);
-        }
-        6 * elems
+        6 * self.enabled().map(|(_, part)| part.elems_per_token(model)).sum::<u64>()
     }
 
-    /// Elements per token that the parts hold while a step runs, beyond the trunk's, and the 4-byte words that the concept loss takes
-    /// for a micro-batch of `n` tokens; with `is_narrow`, elements are stored in less than they are computed in.
-    pub fn activation_elems(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> [usize; 2] {
-        let c = model.width;
-        let (mut elems, mut words) = (0, 0);
-        if self.psyche.enabled {
-            // Streams at the ends of Id and Ego, the blend, and in backward the gradients of three.
-            elems += 6 * c + 8;
-        }
-        if self.hypercube.enabled {
-            elems += 3 * c + 4 * self.hypercube.bits;
-        }
-        if self.concept.enabled {
-            let (ConceptConfig { count, window, every, .. }, rank) = (self.concept.clone(), self.concept.code_width());
-            let m = n.div_ceil(every);
-            elems += (3 * c + 3 * rank).div_ceil(every);
-            // Narrow: the codes widened, and gradients of logits beside the logits.
-            let logits = chunk_rows(count).min(m) * count;
-            words += m * (window + 2) + if is_narrow { logits + logits / 2 + count * rank } else { logits };
-        }
-        [elems, words]
+    /// What the parts hold while a training step of a micro-batch of `n` tokens runs, beyond what the trunk does; with `is_narrow`,
+    /// elements are stored in less than they are computed in. Losses come one after the other.
+    pub fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
+        self.enabled().map(|(_, part)| part.held(model, n, is_narrow)).fold(Held::default(), |all, part| Held {
+            elems_per_token: all.elems_per_token + part.elems_per_token,
+            loss_words: all.loss_words.max(part.loss_words),
+        })
     }
 
     /// Refuses values that are out of range, or that the backbone cannot carry.
@@ -87,27 +96,14 @@ impl Parts {
     /// # Errors
     /// The first such value, with the remedy.
     pub fn validate(&self, model: &ModelConfig) -> Result<(), UserError> {
-        if self.needs_stages() && model.stages().is_none() {
+        if model.stages().is_none()
+            && let Some((name, _)) = self.enabled().find(|(_, part)| part.needs_stages())
+        {
             return Err(UserError(format!(
-                "a model of {} layers has no three stages, which psyche and hypercube need; use 3 layers or more, or switch them off",
+                "a model of {} layers has no three stages, which {name} needs; use 3 layers or more, or set {name}.enabled=false",
                 model.layers
             )));
         }
-        let PsycheConfig { enabled, source, exit_threshold } = self.psyche;
-        if !(exit_threshold > 0.0 && exit_threshold <= 1.0) {
-            return Err(UserError(format!(
-                "psyche.exit_threshold = {exit_threshold} must be above 0 and at most 1 (1 never ends early)"
-            )));
-        }
-        if enabled && exit_threshold < 1.0 && source != PsycheSource::Id {
-            return Err(UserError(
-                "psyche.exit_threshold needs psyche.source = \"id\": only Id's stream is known so early".into(),
-            ));
-        }
-        let complaints = [self.concept.complaint(), self.hypercube.complaint()];
-        if let Some(complaint) = complaints.into_iter().flatten().next() {
-            return Err(UserError(complaint));
-        }
-        Ok(())
+        self.all().into_iter().find_map(PartConfig::complaint).map_or(Ok(()), |complaint| Err(UserError(complaint)))
     }
 }

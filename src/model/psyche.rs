@@ -5,6 +5,8 @@
 //! the Superego's stream, or Id's: then the weights are known before the deeper stages run, and a decode step may end after Id.
 //! Token t alone decides for token t.
 
+use super::ModelConfig;
+use super::parts::{Held, PartConfig};
 use crate::ops::blend::{Options, Source};
 use crate::tape::{BlendParams, Tape, Var};
 use crate::tensor::{Init, Layout, ParamId, Role, Tensor};
@@ -23,6 +25,37 @@ pub struct PsycheConfig {
 impl Default for PsycheConfig {
     fn default() -> PsycheConfig {
         PsycheConfig { enabled: false, source: PsycheSource::Superego, exit_threshold: 1.0 }
+    }
+}
+
+impl PartConfig for PsycheConfig {
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn needs_stages(&self) -> bool {
+        true
+    }
+
+    fn complaint(&self) -> Option<String> {
+        let PsycheConfig { enabled, source, exit_threshold } = *self;
+        if !(exit_threshold > 0.0 && exit_threshold <= 1.0) {
+            return Some(format!(
+                "psyche.exit_threshold = {exit_threshold} must be above 0 and at most 1 (1 never ends early)"
+            ));
+        }
+        (enabled && exit_threshold < 1.0 && source != PsycheSource::Id).then(|| {
+            "psyche.exit_threshold needs psyche.source = \"id\": only Id's stream is known so early".to_string()
+        })
+    }
+
+    fn elems_per_token(&self, model: &ModelConfig) -> u64 {
+        3 * model.width as u64
+    }
+
+    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+        // Streams at the ends of Id and Ego, the blend, and in backward the gradients of three.
+        Held { elems_per_token: 6 * model.width + 8, loss_words: 0 }
     }
 }
 

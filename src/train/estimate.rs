@@ -74,10 +74,10 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
         held(3 * f + 2 * c + q + row, row) + linear(row, c),
     ];
     let most = in_block.into_iter().fold(loss, usize::max);
-    let [part_elems, part_words] = m.parts.activation_elems(m, n, copy > 0);
-    // The concept loss comes after the language model's, when its logits are gone and the gradient of the norm is there.
-    let concept = n * (at_loss + 2 * c * size) + part_words * size_of::<f32>();
-    let most = most.max(concept) + n * part_elems * (size + copy);
+    let parts = m.parts.held(m, n, copy > 0);
+    // The losses of parts come after the language model's, when its logits are gone and the gradient of the norm is there.
+    let at_parts = n * (at_loss + 2 * c * size) + parts.loss_words * size_of::<f32>();
+    let most = most.max(at_parts) + n * parts.elems_per_token * (size + copy);
     // Blocks of the arena are rounded up: 2 % and a page for small models.
     most + most / 50 + 4096
 }

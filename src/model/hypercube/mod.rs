@@ -6,7 +6,9 @@
 
 pub mod geometry;
 
+use super::ModelConfig;
 use super::losses::{Loss, LossKind, LossScales};
+use super::parts::{Held, PartConfig};
 use crate::ops::hypercube::BITS_MAX;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Init, Layout, ParamId, Role, Tensor};
@@ -31,9 +33,16 @@ impl Default for HypercubeConfig {
     }
 }
 
-impl HypercubeConfig {
-    /// What is out of range, with the remedy.
-    pub fn complaint(&self) -> Option<String> {
+impl PartConfig for HypercubeConfig {
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn needs_stages(&self) -> bool {
+        true
+    }
+
+    fn complaint(&self) -> Option<String> {
         let HypercubeConfig { bits, tau_start, tau_end, .. } = *self;
         if !(1..=BITS_MAX).contains(&bits) {
             return Some(format!("hypercube.bits = {bits} is out of range; it must lie between 1 and {BITS_MAX}"));
@@ -43,6 +52,17 @@ impl HypercubeConfig {
         bad.map(|(key, tau)| format!("hypercube.{key} = {tau} is out of range; it must lie between 0.001 and 10000"))
     }
 
+    fn elems_per_token(&self, model: &ModelConfig) -> u64 {
+        // Into the code twice, since the loss has a way of its own.
+        (3 * model.width * self.bits) as u64
+    }
+
+    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+        Held { elems_per_token: 3 * model.width + 4 * self.bits, loss_words: 0 }
+    }
+}
+
+impl HypercubeConfig {
     /// The sharpness after this share of the training: equal ratios in equal times.
     pub fn tau(&self, share: f64) -> f64 {
         self.tau_start * (self.tau_end / self.tau_start).powf(share)
