@@ -5,6 +5,7 @@ use crate::ops::blend::{self, Gradients, Options, Source, Weights};
 use crate::ops::concept_loss::{self, Concepts, Windows};
 use crate::ops::hypercube;
 use crate::ops::select_rows::{self, Stride};
+use crate::ops::top_k_softmax;
 use crate::tensor::{DType, ParamId, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -14,6 +15,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let mut rows: Vec<Row> = blend_rows(dtype, [n, c]).into();
     rows.extend(hypercube_rows(dtype, n));
     rows.extend(select_rows_rows(dtype, [n, c]));
+    rows.extend(top_k_softmax_rows(dtype, [n, size.of(96, 1024, 1024)]));
     rows.push(concept_loss_row(dtype, [n / 8, size.of(16, 64, 64), size.of(1000, 50_257, 50_257)]));
     rows
 }
@@ -56,6 +58,28 @@ fn select_rows_rows(dtype: DType, [n, c]: [usize; 2]) -> [Row; 2] {
         Row::new(["select_rows", "bwd", "vector"], dtype, &extents, work(m * c + n * c), move |stage| {
             let (dy, arena) = (stage.normals([m, c], dtype), stage.arena.clone());
             Box::new(move || vec![select_rows::backward(&arena, &dy, n, stride)])
+        }),
+    ]
+}
+
+/// The 8 highest of a row of scores: forward reads and writes a row, backward writes one; with the statistics of each entry.
+fn top_k_softmax_rows(dtype: DType, [n, m]: [usize; 2]) -> [Row; 2] {
+    let extents = [("N", n), ("M", m)];
+    let options = top_k_softmax::Options { top: 8, scale: 0.125 };
+    let work = |tensors: usize| Work::bytes(dtype.size_bytes() * tensors * n * m);
+    [
+        Row::new(["top_k_softmax", "fwd", "warp_per_row"], dtype, &extents, work(2), move |stage| {
+            let (scores, arena) = (stage.normals([n, m], dtype), stage.arena.clone());
+            Box::new(move || vec![top_k_softmax::forward(&arena, &scores, None, options).0])
+        }),
+        Row::new(["top_k_softmax", "bwd", "warp_per_row"], dtype, &extents, work(1), move |stage| {
+            let (scores, arena) = (stage.normals([n, m], dtype), stage.arena.clone());
+            let (da, mut grads) = (stage.normals([n, m], dtype), stage.grads(dtype, &[&[2, m]]));
+            let (_, saved) = top_k_softmax::forward(&arena, &scores, None, options);
+            Box::new(move || {
+                let ds = top_k_softmax::backward(&arena, &da, &saved, Some(grads.view_mut(ParamId(0))));
+                vec![ds, grads.flat().clone()]
+            })
         }),
     ]
 }

@@ -1,4 +1,6 @@
-//! Ranks that train together: the interface, and the one for a single rank.
+//! Ranks that train together: the interface, the one for a single rank, and threads of one process.
+
+pub mod local;
 
 use crate::tensor::Tensor;
 

@@ -70,6 +70,14 @@ impl PartConfig for ConceptConfig {
         self.enabled
     }
 
+    fn losses(&self) -> &'static [LossKind] {
+        &[LossKind::Concept]
+    }
+
+    fn controls(&self) -> &'static [(&'static str, &'static str)] {
+        &[("hypercube codes", "concept.codes=hypercube")]
+    }
+
     fn complaint(&self) -> Option<String> {
         let ranges = [
             ("count", self.count, CONCEPTS_MAX),

@@ -7,6 +7,7 @@ use super::block::{Block, Context, Stream};
 use super::concept::Concept;
 use super::hypercube::{Coded, Hypercube};
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
+use super::memetic::Memetic;
 use super::psyche::{Blended, Psyche};
 use super::{KvCache, ModelConfig};
 use crate::data::statistics::Statistics;
@@ -31,6 +32,7 @@ pub struct Gpt {
     psyche: Option<Psyche>,
     concept: Option<Concept>,
     hypercube: Option<Hypercube>,
+    memetic: Option<Memetic>,
     table: Table,
 }
 
@@ -83,10 +85,11 @@ impl Gpt {
         let concept = (parts.concept.enabled).then(|| Concept::new(&mut layout, &parts.concept, c, config.norm_eps));
         let hypercube =
             (parts.hypercube.enabled).then(|| Hypercube::new(&mut layout, &parts.hypercube, c, config.norm_eps));
+        let memetic = (parts.memetic.enabled).then(|| Memetic::new(&mut layout, &parts.memetic, c, config.norm_eps));
         let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
         let table = Table::new(config.max_seq_len, &frequencies, dtype.accumulator());
         let (config, layout) = (Arc::new(config), Arc::new(layout));
-        Ok(Gpt { config, layout, embedding, blocks, final_gain, head, psyche, concept, hypercube, table })
+        Ok(Gpt { config, layout, embedding, blocks, final_gain, head, psyche, concept, hypercube, memetic, table })
     }
 
     /// This model on `device`: its position table moves, its parameters are apart.
@@ -176,6 +179,11 @@ impl Gpt {
                     && let Some(blended) = stop(tape, &h)
                 {
                     return Trunk { end: TrunkEnd::Early { id: h, blended }, coded };
+                }
+                if done == stages.ego.end
+                    && let Some(memetic) = &self.memetic
+                {
+                    h = memetic.forward(tape, &h);
                 }
                 ends.push(h.clone());
                 stream = Stream::new(h);
@@ -273,6 +281,11 @@ impl Gpt {
         // A mean already: one for the rows together.
         counts[LossKind::Entropy.index()] = usize::from(self.hypercube.is_some());
         counts
+    }
+
+    /// Its memes, where it has any.
+    pub fn memetic(&self) -> Option<&Memetic> {
+        self.memetic.as_ref()
     }
 
     /// The losses that the model has.

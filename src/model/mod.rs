@@ -9,6 +9,7 @@ pub mod cache;
 pub mod psyche;
 pub mod concept;
 pub mod hypercube;
+pub mod memetic;
 pub mod gpt;
 
 pub use cache::KvCache;

@@ -4,6 +4,8 @@
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::hypercube::HypercubeConfig;
+use super::losses::LossKind;
+use super::memetic::MemeticConfig;
 use super::psyche::PsycheConfig;
 use crate::error::UserError;
 use serde::{Deserialize, Serialize};
@@ -15,10 +17,11 @@ pub struct Parts {
     pub psyche: PsycheConfig,
     pub concept: ConceptConfig,
     pub hypercube: HypercubeConfig,
+    pub memetic: MemeticConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
-pub const TABLES: &[&str] = &["psyche", "concept", "hypercube"];
+pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -28,6 +31,21 @@ pub trait PartConfig {
     /// Whether the part reads or changes the streams between the stages.
     fn needs_stages(&self) -> bool {
         false
+    }
+
+    /// Its losses.
+    fn losses(&self) -> &'static [LossKind] {
+        &[]
+    }
+
+    /// Parts that it cannot do without.
+    fn requires(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What it is held against in an ablation beside its absence: a name, and the key that makes it so.
+    fn controls(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
     }
 
     /// The first value that is out of range, with the remedy.
@@ -51,7 +69,12 @@ pub struct Held {
 
 impl Parts {
     fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
-        [&self.psyche, &self.concept, &self.hypercube]
+        [&self.psyche, &self.concept, &self.hypercube, &self.memetic]
+    }
+
+    /// A part by the name of its table.
+    pub fn part(&self, name: &str) -> Option<&dyn PartConfig> {
+        TABLES.iter().position(|table| *table == name).map(|i| self.all()[i])
     }
 
     fn enabled(&self) -> impl Iterator<Item = (&'static str, &dyn PartConfig)> {

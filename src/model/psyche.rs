@@ -37,6 +37,10 @@ impl PartConfig for PsycheConfig {
         true
     }
 
+    fn controls(&self) -> &'static [(&'static str, &'static str)] {
+        &[("static weights", "psyche.source=static")]
+    }
+
     fn complaint(&self) -> Option<String> {
         let PsycheConfig { enabled, source, exit_threshold } = *self;
         if !(exit_threshold > 0.0 && exit_threshold <= 1.0) {

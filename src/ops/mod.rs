@@ -25,4 +25,5 @@ pub mod short_conv;
 pub mod sigmoid_gate;
 pub mod softcap;
 pub mod swiglu;
+pub mod top_k_softmax;
 pub mod unit_norm;

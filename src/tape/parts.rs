@@ -1,8 +1,8 @@
-//! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube.
+//! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube, reads of banks.
 
 use super::{Node, Tape, Var, VarId};
 use crate::ops::select_rows::{self, Stride};
-use crate::ops::{blend, concept_loss, hypercube};
+use crate::ops::{blend, concept_loss, hypercube, top_k_softmax};
 use crate::tensor::{ParamId, Role, Scale, Tensor};
 use std::fmt;
 
@@ -28,6 +28,7 @@ pub enum PartNode {
     Blend { y: VarId, x: VarId, streams: [VarId; 3], weights: BlendParams, saved: Box<blend::Saved> },
     HypercubeCode { y: VarId, x: VarId, saved: hypercube::Saved },
     SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
+    TopK { a: VarId, scores: VarId, statistics: Option<ParamId>, saved: top_k_softmax::Saved },
 }
 
 impl PartNode {
@@ -37,6 +38,7 @@ impl PartNode {
             PartNode::Blend { y, x, streams: [a, b, c], .. } => writeln!(to, "{y}, {x} = blend {a} {b} {c}"),
             PartNode::HypercubeCode { y, x, .. } => writeln!(to, "{y} = hypercube_code {x}"),
             PartNode::SelectRows { y, x, stride, .. } => writeln!(to, "{y} = select_rows {x} every {}", stride.every),
+            PartNode::TopK { a, scores, .. } => writeln!(to, "{a} = top_k_softmax {scores}"),
         }
     }
 }
@@ -116,6 +118,21 @@ impl Tape<'_> {
         y
     }
 
+    /// Softmax over the highest scores of each row `[N, M]`; row `n` sees the first `seen[n]` entries, all without `seen`. What each entry is
+    /// worth is added to the gradient of `statistics [2, M]` (see [`top_k_softmax`]).
+    pub fn top_k_softmax(
+        &mut self,
+        scores: &Var,
+        seen: Option<&Tensor>,
+        options: top_k_softmax::Options,
+        statistics: Option<ParamId>,
+    ) -> Var {
+        let (a, saved) = top_k_softmax::forward(self.arena, &scores.value, seen, options);
+        let a = self.var(a);
+        self.record_part(|| PartNode::TopK { a: a.id, scores: scores.id, statistics, saved });
+        a
+    }
+
     /// Dispatches to the op's backward.
     pub(super) fn backward_part(&mut self, node: PartNode) {
         let arena = self.arena;
@@ -136,6 +153,13 @@ impl Tape<'_> {
             PartNode::SelectRows { y, x, n, stride } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, select_rows::backward(arena, &dy, n, stride));
+                }
+            }
+            PartNode::TopK { a, scores, statistics, saved } => {
+                if let Some(da) = self.take(a) {
+                    let statistics = statistics.map(|id| self.grads().view_mut(id));
+                    let dscores = top_k_softmax::backward(arena, &da, &saved, statistics);
+                    self.accumulate(scores, dscores);
                 }
             }
         }

@@ -29,6 +29,8 @@ pub enum Role {
     Controller,
     /// Drawn or counted once and never learnt.
     Fixed,
+    /// A running mean of what backward leaves in the place of its gradient.
+    Average,
 }
 
 /// How a parameter begins.
@@ -64,6 +66,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether gradients change it.
+    pub fn is_learnt(&self) -> bool {
+        !matches!(self.role, Role::Fixed | Role::Average)
+    }
+
     /// Its elements in the flat buffer.
     pub fn range(&self) -> Range<usize> {
         self.offset_elems..self.offset_elems + self.shape.elems()
@@ -108,7 +115,7 @@ impl Layout {
 
     /// Elements that are learnt.
     pub fn learnt_elems(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.role != Role::Fixed).map(|entry| entry.shape.elems()).sum()
+        self.entries.iter().filter(|entry| entry.is_learnt()).map(|entry| entry.shape.elems()).sum()
     }
 
     /// Offset and shape of a span: matrices of equal width that lie behind each other read as one with all their rows.
@@ -209,11 +216,7 @@ impl Params {
 
     /// Overwrites one parameter with `values`, wherever it lies; [`Params::round`] must follow before the next forward.
     pub fn set_master(&mut self, id: ParamId, values: &[f64]) {
-        let mut entry = self.master_entry_mut(id);
-        crate::for_float!(entry.dtype(), F => {
-            use super::Float as _;
-            entry.as_mut_slice::<F>().iter_mut().zip(values).for_each(|(to, &from)| *to = F::from_f64(from));
-        });
+        self.master_entry_mut(id).copy_from_f64(values);
     }
 
     /// Brings the rounded copy up to date with the master values.

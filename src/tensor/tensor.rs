@@ -437,6 +437,23 @@ impl TensorMut<'_> {
         unsafe { std::slice::from_raw_parts_mut(self.place.host().cast(), self.shape.elems()) }
     }
 
+    /// Overwrites the elements with `values`, rounded to the storage type, wherever they lie.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy_from_f64(&mut self, values: &[f64]) {
+        assert_eq!(values.len(), self.shape.elems(), "elements");
+        for_dtype!(self.dtype, E => match self.place {
+            Place::Host(_) => {
+                self.as_mut_slice::<E>().iter_mut().zip(values).for_each(|(to, &from)| *to = round_to::<E>(from));
+            }
+            Place::Gpu(gpu, address) => {
+                let values: Vec<E> = values.iter().map(|&v| round_to::<E>(v)).collect();
+                gpu.copy_in(address, bytemuck::cast_slice(&values));
+            }
+        })
+    }
+
     /// The place without a hold on it, for a kernel that reads what it overwrites.
     pub fn alias(&self) -> Alias {
         Alias { place: self.place, dtype: self.dtype }

@@ -65,6 +65,17 @@ pub const KEYS: &[(&str, &str)] = &[
     ("concept.rank", "width of a learned code"),
     ("concept.window", "tokens that come soon, from the one after next"),
     ("concept.every", "tokens from one prediction to the next"),
+    (
+        "memetic.enabled",
+        "let Ego's stream read a bank of memes, of which a few are replaced by offspring of others now and then",
+    ),
+    ("memetic.memes", "number of memes"),
+    ("memetic.key_width", "width of a meme's key"),
+    ("memetic.top", "memes that a token reads, up to 32"),
+    ("memetic.period", "steps from one generation of memes to the next"),
+    ("memetic.share", "largest share of the memes that a generation replaces"),
+    ("memetic.islands", "ranges of memes that breed among themselves"),
+    ("memetic.selection", "fitness, or a control: random, shuffled"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -75,6 +86,8 @@ enabled = true
 [concept]
 enabled = true
 [hypercube]
+enabled = true
+[memetic]
 enabled = true
 ";
 

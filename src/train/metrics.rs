@@ -59,6 +59,9 @@ pub struct StepRecord {
     /// Norm of the gradient of each loss but the language model's at the trunk, over that one's: `grad_share.concept`, ...
     #[serde(flatten)]
     pub grad_shares: BTreeMap<String, f64>,
+    /// The generation of memes that followed the step: `memetic.replaced`, ...
+    #[serde(flatten)]
+    pub memetic: BTreeMap<String, f64>,
     /// Why the update was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,

@@ -5,6 +5,7 @@ mod losses;
 pub mod config;
 pub mod control;
 pub mod estimate;
+pub mod evolution;
 pub mod guard;
 pub mod metrics;
 pub mod optim;

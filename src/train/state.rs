@@ -1,6 +1,7 @@
 //! What a checkpoint keeps of training besides the model: moments, and `train_state.json`.
 
 use super::control::Control;
+use super::evolution;
 use super::guard::Guard;
 use super::optim::Moments;
 use crate::data::LoaderState;
@@ -28,6 +29,9 @@ pub struct TrainState {
     pub tokenizer_digest: String,
     pub loader: LoaderState,
     pub guard: Guard,
+    /// What is remembered of the memes.
+    #[serde(default)]
+    pub memes: evolution::Record,
     /// The live changes in force.
     pub control: Control,
     /// None before the first step, or where it was not finite.

@@ -16,6 +16,7 @@ use crate::model::losses::{LOSSES, Loss, LossKind, LossScale, LossScales};
 use crate::ops::clip::{self, Evidence, Limits};
 use crate::ops::grad_norm;
 use crate::tape::Tape;
+use crate::tensor::flat::Entry;
 use crate::tensor::{Arena, DType, Grads, Params, Scale, Tensor};
 use anyhow::Context;
 use std::ops::Range;
@@ -140,8 +141,10 @@ fn means(model: &Gpt, batches: &[Batch], communicator: &dyn Communicator) -> [f6
     all.map(|count| 1.0 / (count.max(1) * communicator.world()) as f64)
 }
 
+/// Where each parameter's gradient lies; nowhere for what has none.
 fn ranges(model: &Gpt) -> Vec<Range<usize>> {
-    model.layout().entries().iter().map(|entry| entry.range()).collect()
+    let of = |entry: &Entry| if entry.is_learnt() { entry.range() } else { entry.offset_elems..entry.offset_elems };
+    model.layout().entries().iter().map(of).collect()
 }
 
 fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[f64; LOSSES]) -> Done {

@@ -6,6 +6,7 @@ use super::begin::{check_same_model, initial_params, with_new_parts};
 use super::config::RunConfig;
 use super::control::{Control, ControlFile};
 use super::estimate;
+use super::evolution::{self, Generation};
 use super::guard::{Guard, Observation};
 use super::metrics::{Metrics, StepRecord};
 use super::optim::{Moments, Pace, Plan};
@@ -99,6 +100,7 @@ pub struct Trainer {
     validation: Corpus,
     communicator: Box<dyn Communicator>,
     guard: Guard,
+    memes: evolution::Record,
     control: Control,
     control_file: ControlFile,
     metrics: Metrics,
@@ -258,6 +260,7 @@ impl Trainer {
             step,
             tokens: state.as_ref().map_or(0, |s| s.tokens),
             last_train_loss: state.as_ref().and_then(|s| s.last_train_loss),
+            memes: state.as_ref().map(|s| s.memes.clone()).unwrap_or_default(),
             guard: state.map(|s| s.guard).unwrap_or_default(),
             validation: corpora.validation,
             communicator: Box::new(Single),
@@ -323,6 +326,9 @@ impl Trainer {
                 break if self.step >= self.config.train.steps { End::Finished } else { End::Stopped };
             }
             let mut record = self.train_step()?;
+            if let Some(generation) = self.evolve() {
+                record.memetic = generation.metrics();
+            }
             let (step, train) = (self.step, &self.config.train);
             let due = |every: u64| every > 0 && step % every == 0;
             let at_end = step >= self.config.train.steps;
@@ -464,6 +470,17 @@ impl Trainer {
         })
     }
 
+    /// Breeds memes where a period has passed, until the cooldown.
+    fn evolve(&mut self) -> Option<Generation> {
+        let (memetic, config) = (self.model.memetic()?, &self.config.model.parts.memetic);
+        let is_due = self.step.is_multiple_of(config.period) && self.schedule().rho_factor(self.step) == 1.0;
+        is_due.then(|| {
+            let at = [self.config.train.seed, self.step];
+            let (params, moments) = (&mut self.params, &mut self.moments);
+            evolution::next_generation(memetic, config, params, moments, &mut self.memes, at)
+        })
+    }
+
     /// Weight and rho of each loss in the step to come.
     fn loss_orders(&self) -> [LossOrder; LOSSES] {
         let rho_factor = self.schedule().rho_factor(self.step);
@@ -489,7 +506,11 @@ impl Trainer {
         Ok(())
     }
 
-    fn evaluate(&mut self) -> anyhow::Result<Evaluation> {
+    /// Evaluates the model as it is on held-out text.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn evaluate(&mut self) -> anyhow::Result<Evaluation> {
         let mut packer = self.validation.packer(None)?;
         bits_per_byte(&self.model, &self.params, &self.arena, &mut packer, self.config.train.eval_tokens)
     }
@@ -547,6 +568,7 @@ impl Trainer {
             tokenizer_digest: self.tokenizer.digest(),
             loader: self.position.clone(),
             guard: self.guard.clone(),
+            memes: self.memes.clone(),
             control: Control { evaluate: false, save: false, stop: false, ..self.control.clone() },
             last_train_loss: self.last_train_loss,
         };

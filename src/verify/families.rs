@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, memory, parts, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, banks, memory, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -48,6 +48,8 @@ pub const FAMILIES: &[Family] = &[
     cases("unit_norm", memory::unit_norm),
     cases("decay_gate", memory::decay_gate),
     cases("sigmoid_gate", memory::sigmoid_gate),
+    cases("top_k_softmax", banks::top_k_softmax),
+    on_device("top_k_statistics", banks::top_k_statistics_on),
     on_device("cast", state::cast_on),
     on_device("fill", state::fill_on),
     on_device("gemm", products::gemm_on),

@@ -6,6 +6,7 @@
 //! (optimisers, products on a GPU, casts) has a check of its own, against the CPU or plain loops.
 
 pub mod attention;
+pub mod banks;
 pub mod families;
 pub mod parts;
 pub mod memory;

@@ -26,6 +26,7 @@ fn three_updates(kind: Kind, dtype: DType, device: Device) -> Result<[Vec<f64>; 
     layout.push("tall", [70, 33], Role::Matrix);
     layout.push("wide", [20, 97], Role::Matrix);
     layout.push("gain", [1031], Role::Gain);
+    layout.push("average", [2, 39], Role::Average);
     let plan = Plan::new(kind, &layout, 64, 1.0, None);
     let (layout, arena) = (Arc::new(layout), arena(device)?);
     let mut params = Params::zeros(layout.clone(), dtype);

@@ -7,10 +7,11 @@ use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
+use nanochat_gpu::model::memetic::MemeticConfig;
 use nanochat_gpu::model::psyche::{PsycheConfig, PsycheSource};
 use nanochat_gpu::model::{Gpt, KvCache, ModelConfig, Parts};
 use nanochat_gpu::tape::Tape;
-use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Role};
+use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params};
 use nanochat_gpu::verify::{close, integers};
 
 fn psyche(source: PsycheSource) -> Parts {
@@ -58,6 +59,12 @@ fn hypercube() -> Parts {
     Parts { hypercube, ..Parts::default() }
 }
 
+/// More memes than a warp has lanes, and not a multiple of them.
+fn memetic() -> Parts {
+    let memetic = MemeticConfig { enabled: true, memes: 39, key_width: 6, top: 3, ..MemeticConfig::default() };
+    Parts { memetic, ..Parts::default() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -75,7 +82,8 @@ pub fn each() -> Vec<Alone> {
     let concept = Alone { parts: concept(), outputs: &["nanochat.concept.projection.weight"], is_read: false };
     let outputs = &["nanochat.hypercube.output.weight"];
     let hypercube = Alone { parts: hypercube(), outputs, is_read: true };
-    psyches.into_iter().chain([concept, hypercube]).collect()
+    let memetic = Alone { parts: memetic(), outputs: &["nanochat.memetic.output.weight"], is_read: true };
+    psyches.into_iter().chain([concept, hypercube, memetic]).collect()
 }
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
@@ -180,7 +188,7 @@ fn gradients_equal_finite_differences() {
         let mut grads = Grads::zeros(model.layout().clone(), DType::F64);
         loss(&model, &arena, &params, Some(&mut grads));
         let entries = model.layout().entries().to_vec();
-        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.role != Role::Fixed) {
+        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_learnt()) {
             let gradient = grads.view(ParamId(i as u32)).to_f64();
             assert!(gradient.iter().any(|&g| g != 0.0), "{parts:?}: {} gets no gradient", entry.name);
             let is_part = entry.name.starts_with("nanochat.");

@@ -22,6 +22,7 @@ mod short_conv;
 mod sigmoid_gate;
 mod softcap;
 mod swiglu;
+mod top_k_softmax;
 mod unit_norm;
 
 use nanochat_gpu::device::driver::Capability;

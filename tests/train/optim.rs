@@ -150,6 +150,28 @@ fn the_gradient_factor_is_applied_before_the_rule() {
     }
 }
 
+/// A running mean takes a hundredth of what is in the gradient's place, whatever the learning rate.
+#[test]
+fn an_average_is_a_running_mean() {
+    let mut layout = Layout::default();
+    layout.push("average", [2, 3], Role::Average);
+    for kind in [Kind::Adamw, Kind::Muon] {
+        let plan = Plan::new(kind, &layout, 64, 1.0, None);
+        let group = Group { range: 0..6, ..plan.groups[0].clone() };
+        let start = verify::normals("average", 6);
+        let mut run = Run::new(DType::F64, [2, 3], &start, group);
+        let mut want = start;
+        for step in 1..=3 {
+            let grads = gradients_at(step, 6);
+            run.step(&grads, 0.5, 1.0);
+            want.iter_mut().zip(&grads).for_each(|(w, g)| *w = 0.99 * *w + 0.005 * g);
+        }
+        let [values, _, second] = run.state();
+        verify::close("average", &values, &want, 1e-14).unwrap();
+        assert!(second.iter().all(|&m| m == 0.0));
+    }
+}
+
 /// Row-major `a [n, k] b [k, m]`.
 fn product(a: &[f64], b: &[f64], k: usize, m: usize) -> Vec<f64> {
     a.chunks(k).flat_map(|row| (0..m).map(move |j| (0..k).map(|i| row[i] * b[i * m + j]).sum::<f64>())).collect()

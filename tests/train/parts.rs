@@ -165,8 +165,9 @@ fn all_parts_cost_little() {
     let (plain, full) = (of(None), of(Some("full")));
     assert!(full.model.parts.psyche.enabled && full.model.parts.concept.enabled && full.model.parts.hypercube.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
-    // Controller; into the code twice and out of it; an eighth of the concept head.
-    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8;
+    // Controller; into the code twice and out of it; an eighth of the concept head; query, keys, values and output of the memes.
+    let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
+    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + memetic;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {

@@ -42,6 +42,10 @@ impl PartConfig for HypercubeConfig {
         true
     }
 
+    fn losses(&self) -> &'static [LossKind] {
+        &[LossKind::Entropy]
+    }
+
     fn complaint(&self) -> Option<String> {
         let HypercubeConfig { bits, tau_start, tau_end, .. } = *self;
         if !(1..=BITS_MAX).contains(&bits) {

@@ -21,6 +21,8 @@ pub(crate) fn rates(plan: &Plan, updates: u64, pace: Pace) -> Vec<f32> {
                 let adamw::Factors { keep, rate, root, .. } = step.factors();
                 [keep, rate, root]
             }
+            // What AdamW's kernel makes of betas 0 and 1, eps 1 and no second moment: w keep - rate g.
+            Rule::Average { keep } => [keep as f32, (keep - 1.0) as f32, 0.0],
             Rule::Muon { rows, cols, .. } => {
                 [(lr * muon::rows_factor(rows, cols)) as f32, (lr * weight_decay) as f32, 0.0]
             }
@@ -49,6 +51,10 @@ pub(crate) fn launch(
             Rule::Adamw { beta1, beta2, eps } => {
                 let v = moments.second.view_mut(first, [n]);
                 launch_adamw(gpu, [w, m, v], [&g, verdict, &rates], [beta1, beta2, eps]);
+            }
+            Rule::Average { .. } => {
+                let v = moments.second.view_mut(first, [n]);
+                launch_adamw(gpu, [w, m, v], [&g, verdict, &rates], [0.0, 1.0, 1.0]);
             }
             Rule::Muon { rows, cols, momentum } => {
                 launch_muon(gpu, arena, [w, m], [&g, verdict, &rates], [rows, cols], momentum);

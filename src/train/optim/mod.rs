@@ -8,7 +8,7 @@ pub mod muon;
 
 use crate::device::Device;
 use crate::for_float;
-use crate::tensor::{Arena, Layout, Params, Role, Tensor};
+use crate::tensor::{Arena, Float, Layout, Params, Role, Tensor};
 use std::ops::Range;
 
 /// Which optimiser a run uses.
@@ -61,6 +61,10 @@ pub enum Rule {
         beta2: f64,
         eps: f64,
     },
+    /// `m = g`, `w = keep w + (1 - keep) m`: a running mean, whatever the learning rate.
+    Average {
+        keep: f64,
+    },
     /// A `rows x cols` matrix.
     Muon {
         rows: usize,
@@ -68,6 +72,9 @@ pub enum Rule {
         momentum: f64,
     },
 }
+
+/// What a running mean keeps at each step: it looks back over about a hundred.
+const AVERAGE_KEEP: f64 = 0.99;
 
 /// Who is updated how.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +93,7 @@ impl Plan {
         let group = |entry: &crate::tensor::flat::Entry| {
             let decays = matches!(entry.role, Role::Matrix | Role::Embedding | Role::Head);
             let (rule, lr, decay) = match kind {
+                _ if entry.role == Role::Average => (Rule::Average { keep: AVERAGE_KEEP }, 0.0, 0.0),
                 Kind::Adamw => {
                     let rule = Rule::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
                     (rule, 1e-3 * (256.0 / width as f64).sqrt(), weight_decay.unwrap_or(0.1))
@@ -98,7 +106,7 @@ impl Plan {
                     let base = match entry.role {
                         Role::Embedding => 0.2,
                         Role::Head => 0.004,
-                        Role::Matrix | Role::Gain | Role::Table | Role::Fixed => 0.01,
+                        Role::Matrix | Role::Gain | Role::Table | Role::Fixed | Role::Average => 0.01,
                         // Three scores of a whole row: steps of 0.01 in each weight settle them in a few updates.
                         Role::Controller => 0.001,
                     };
@@ -106,7 +114,7 @@ impl Plan {
                 }
             };
             let weight_decay = if decays { decay } else { 0.0 };
-            let lr = if entry.role == Role::Fixed { 0.0 } else { lr * lr_scale };
+            let lr = if !entry.is_learnt() { 0.0 } else { lr * lr_scale };
             Group { range: entry.range(), rule, lr, weight_decay, waits: entry.role == Role::Controller }
         };
         Plan { kind, groups: layout.entries().iter().map(group).collect() }
@@ -175,6 +183,13 @@ pub fn update(
                 Rule::Adamw { beta1, beta2, eps } => {
                     let step = adamw::Step { lr, beta1, beta2, eps, weight_decay: group.weight_decay, updates, grad_factor };
                     adamw::update(state, step);
+                }
+                Rule::Average { keep } => {
+                    let [keep, rest, factor] = [keep, 1.0 - keep, grad_factor].map(F::from_f64);
+                    for ((w, m), g) in state.values.iter_mut().zip(state.first).zip(state.grads) {
+                        *m = factor * *g;
+                        *w = keep * *w + rest * *m;
+                    }
                 }
                 Rule::Muon { rows, cols, momentum } => {
                     let step = muon::Step { lr, momentum, weight_decay: group.weight_decay, grad_factor };
