@@ -1,5 +1,6 @@
 //! The commands, one file each. Only here does the library print.
 
+pub mod ablate;
 pub mod bench;
 pub mod completions;
 pub mod concepts;
@@ -34,6 +35,7 @@ enum Command {
     Train(Box<train::TrainCommand>),
     Sample(sample::SampleCommand),
     Eval(eval::EvalCommand),
+    Ablate(ablate::AblateCommand),
     Logits(logits::LogitsCommand),
     Concepts(concepts::ConceptsCommand),
     Tokenizer(tokenizer::TokenizerCommand),
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Train(command) => train::run(*command),
         Command::Sample(command) => sample::run(command).map(|()| 0),
         Command::Eval(command) => eval::run(command).map(|()| 0),
+        Command::Ablate(command) => ablate::run(command),
         Command::Logits(command) => logits::run(command).map(|()| 0),
         Command::Concepts(command) => concepts::run(command).map(|()| 0),
         Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),

@@ -230,7 +230,7 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
     Trainer::start(config, tokenizer, &out).map(Some)
 }
 
-fn train_tokenizer(data: &DataConfig, json: bool) -> anyhow::Result<Tokenizer> {
+pub(super) fn train_tokenizer(data: &DataConfig, json: bool) -> anyhow::Result<Tokenizer> {
     let started = Instant::now();
     let (tokenizer, report) = train_on(&data.sources, &TrainSpec::new(data.vocab_size))?;
     let seconds = started.elapsed().as_secs_f64();
@@ -253,7 +253,7 @@ fn free_folder() -> PathBuf {
     (1..).map(|i| PathBuf::from(format!("runs/train-{i}"))).find(|path| !path.exists()).expect("endless")
 }
 
-fn set_threads(threads: usize) {
+pub(super) fn set_threads(threads: usize) {
     // Fails when a pool exists already, as when this function was called before: then that one stays.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }
@@ -300,7 +300,7 @@ fn show_estimate(config: &RunConfig, estimate: &Estimate, json: bool) -> anyhow:
     Ok(())
 }
 
-fn human_time(seconds: f64) -> String {
+pub(super) fn human_time(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),

@@ -1,5 +1,6 @@
 //! Training: configuration, optimisers, schedule, guard, the trainer and what it writes.
 
+pub mod ablation;
 pub mod keys;
 mod losses;
 pub mod config;

@@ -1,6 +1,6 @@
 //! Loss curves as an SVG picture. Knows numbers and names, not where they come from.
 
-use anyhow::Context;
+use crate::formats::checkpoint::replace_file;
 use plotters::prelude::*;
 use std::ops::Range;
 use std::path::Path;
@@ -37,13 +37,72 @@ pub fn loss_svg(path: &Path, series: &[Series], title: &str) -> anyhow::Result<(
     let mut svg = String::new();
     let clean: Vec<Series> = series.iter().map(finite).collect();
     draw(&mut svg, &clean, title).map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let written = std::fs::write(&temporary, svg).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary); // the error that matters is the one returned
+    replace_file(path, svg.as_bytes())
+}
+
+/// What several runs of one kind came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread {
+    pub name: String,
+    pub values: Vec<f64>,
+}
+
+/// Draws each value of each spread as a dot and their mean as a bar, a line a spread, and writes the picture to `path`, whole or not at
+/// all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn spreads_svg(path: &Path, spreads: &[Spread], title: &str, unit: &str) -> anyhow::Result<()> {
+    let mut svg = String::new();
+    draw_spreads(&mut svg, spreads, [title, unit])
+        .map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    replace_file(path, svg.as_bytes())
+}
+
+fn draw_spreads(
+    svg: &mut String,
+    spreads: &[Spread],
+    [title, unit]: [&str; 2],
+) -> Result<(), Box<dyn std::error::Error>> {
+    const LINE: u32 = 24;
+    let height = 110 + LINE * spreads.len() as u32;
+    let root = SVGBackend::with_string(svg, (SIZE.0, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (low, high) = extent(spreads.iter().flat_map(|spread| spread.values.iter().copied().filter(|v| v.is_finite())));
+    let margin = 0.05 * (high - low);
+    // Line i is at -i, so that the first is at the top.
+    let y = -(spreads.len() as f64 - 0.5)..0.5;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 24))
+        .margin(14)
+        .margin_right(32)
+        .x_label_area_size(50)
+        .y_label_area_size(230)
+        .build_cartesian_2d(low - margin..high + margin, y)?;
+    let label = ("sans-serif", 15);
+    let name =
+        |y: &f64| spreads.get((-y).round().max(0.0) as usize).map_or(String::new(), |spread| spread.name.clone());
+    chart
+        .configure_mesh()
+        .x_desc(unit)
+        .label_style(label)
+        .axis_desc_style(label)
+        .max_light_lines(0)
+        .y_labels(2 * spreads.len())
+        .disable_y_mesh()
+        .y_label_formatter(&|y| if (y - y.round()).abs() < 1e-9 { name(y) } else { String::new() })
+        .draw()?;
+    for (i, spread) in spreads.iter().enumerate() {
+        let (y, colour) = (-(i as f64), COLOURS[0]);
+        let values: Vec<f64> = spread.values.iter().copied().filter(|v| v.is_finite()).collect();
+        chart.draw_series(values.iter().map(|&v| Circle::new((v, y), 4, colour.mix(0.5).filled())))?;
+        if !values.is_empty() {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            chart.draw_series([PathElement::new([(mean, y - 0.35), (mean, y + 0.35)], COLOURS[1].stroke_width(2))])?;
+        }
     }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    root.present()?;
+    Ok(())
 }
 
 fn finite(series: &Series) -> Series {

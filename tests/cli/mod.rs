@@ -1,5 +1,6 @@
 //! The command line through the real binary: what it refuses and how, what survives kills, signals and full disks.
 
+mod ablate;
 mod checkpoints;
 mod inputs;
 mod parts;
