@@ -69,6 +69,8 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// For each input, the index in its row at which its document (or piece) began; 0 when it began in an earlier batch.
     pub doc_start: Vec<u32>,
+    /// 1 for each input that begins its document (or piece), else 0.
+    pub begins: Vec<u32>,
     /// Bytes that each target stands for; 0 for special and ignored ones. Their sum is the divisor of bits per byte.
     pub bytes_in_targets: Vec<u16>,
     /// How often the most repeated source had been completed when this batch was packed.
@@ -132,6 +134,7 @@ struct Row {
     ids: Vec<u32>,
     learnt: Vec<bool>,
     starts: Vec<u32>,
+    begins: Vec<u32>,
 }
 
 impl Row {
@@ -144,12 +147,14 @@ impl Row {
             _ => self.learnt.resize(self.ids.len(), true),
         }
         self.starts.resize(self.ids.len(), start as u32);
+        self.begins.extend((from..to).map(|at| u32::from(at == 0)));
     }
 
     fn push_bos(&mut self, bos: u32) {
         self.starts.push(self.ids.len() as u32);
         self.ids.push(bos);
         self.learnt.push(true);
+        self.begins.push(1);
     }
 }
 
@@ -216,6 +221,7 @@ impl Packer {
             tokens: Vec::with_capacity(rows * seq_len),
             targets: Vec::with_capacity(rows * seq_len),
             doc_start: Vec::with_capacity(rows * seq_len),
+            begins: Vec::with_capacity(rows * seq_len),
             bytes_in_targets: Vec::with_capacity(rows * seq_len),
             epoch: 0,
         };
@@ -227,6 +233,7 @@ impl Packer {
             assert_eq!(packed.ids.len(), seq_len + 1, "a row is filled exactly");
             batch.tokens.extend_from_slice(&packed.ids[..seq_len]);
             batch.doc_start.extend_from_slice(&packed.starts[..seq_len]);
+            batch.begins.extend_from_slice(&packed.begins[..seq_len]);
             for (&id, &learnt) in packed.ids[1..].iter().zip(&packed.learnt[1..]) {
                 batch.targets.push(if learnt { id } else { IGNORE });
                 let bytes = self.lengths.get(id as usize).copied().unwrap_or(0);

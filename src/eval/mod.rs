@@ -78,7 +78,7 @@ pub fn bits_per_byte(
 
 /// Nats of every target of `batch`, 0 where it is ignored; adds sum and number of every loss to `parts`.
 fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch, parts: &mut [(f64, usize); LOSSES]) -> Vec<f64> {
-    let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+    let rows = Rows::of(arena, batch);
     let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
     let mut tape = Tape::inference(arena, params);
     let all = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);

@@ -1,7 +1,7 @@
 //! Hugging Face's `config.json`, both spellings of rotary settings, and parameters by Hugging Face's names.
 //!
 //! A backbone without QK-norm is a `LlamaForCausalLM`, with it a `Qwen3ForCausalLM`; options that neither knows (soft-cap,
-//! windows without QK-norm, parts beyond the backbone) make it a `NanochatForCausalLM`, which `transformers` refuses instead of computing wrongly.
+//! windows without QK-norm, layers of Kimi Delta Attention, parts beyond the backbone) make it a `NanochatForCausalLM`, which `transformers` refuses instead of computing wrongly.
 
 use super::safetensors::Reader;
 use crate::model::{Gpt, ModelConfig, Parts};
@@ -20,7 +20,7 @@ pub struct SpecialIds {
 /// `config.json` of a model.
 pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
     let windows = config.has_windows();
-    let is_ours = config.softcap > 0.0 || config.document_mask || !config.parts.is_plain();
+    let is_ours = config.softcap > 0.0 || config.document_mask || config.has_kda() || !config.parts.is_plain();
     let (architecture, model_type) = if is_ours || (windows && !config.qk_norm) {
         ("NanochatForCausalLM", "nanochat")
     } else if config.qk_norm {
@@ -77,6 +77,9 @@ pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
         "softcap": config.softcap,
         "document_mask": config.document_mask,
     });
+    if config.has_kda() {
+        own["layer_pattern"] = json!(config.layer_pattern);
+    }
     if !config.parts.is_plain() {
         own["parts"] = serde_json::to_value(&config.parts).expect("plain values");
     }
@@ -127,6 +130,7 @@ pub fn parse_config(value: &Value, file: &str) -> anyhow::Result<ModelConfig> {
         norm_eps: object.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
         qk_norm,
         tie_embeddings: object.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+        layer_pattern: own("layer_pattern").and_then(Value::as_str).unwrap_or("A").to_string(),
         window_pattern: own("window_pattern").and_then(Value::as_str).map_or(window_pattern, str::to_string),
         window: own("window").and_then(Value::as_u64).map_or(window, |w| w as usize),
         softcap: own("softcap").and_then(Value::as_f64).unwrap_or(0.0),

@@ -11,7 +11,7 @@ pub use text::{Utf8Stream, end_ids};
 
 use crate::device::Device;
 use crate::device::gemm::PARTS_BYTES_MAX;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, kda};
 use crate::ops::lm_loss::chunk_rows;
 use crate::tensor::Arena;
 use crate::tokenizer::Codec;
@@ -48,7 +48,9 @@ pub fn reserve_arena(device: Device, config: &ModelConfig, footprint: Footprint)
     let Footprint { tokens, logit_rows, layers } = footprint;
     let (c, f, v) = (config.width, config.ffn_width, config.vocab_size);
     let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
-    let activations = tokens * layers.max(1) * (8 * c + 4 * qkv + 6 * f);
+    let states =
+        if config.has_kda() { [kda::held_elems(config), kda::backward_elems(config)].concat() } else { vec![] };
+    let activations = tokens * layers.max(1) * (8 * c + 4 * qkv + 6 * f + states.iter().sum::<usize>());
     // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
     let widened = 2 * v * c + 2 * c * (f + qkv);
     let elems = activations + 4 * logit_rows * v + widened;

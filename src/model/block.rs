@@ -1,8 +1,9 @@
-//! One block: attention and SwiGLU, each behind a norm, each added to the stream.
+//! One block: attention, or Kimi Delta Attention, and SwiGLU, each behind a norm, each added to the stream.
 //!
 //! `a = h + Wo attention(rope(qn(Wq n(h))), rope(kn(Wk n(h))), Wv n(h))`, `h' = a + Wd (silu(Wg n(a)) * (Wu n(a)))`.
 //! Where a product cannot add to the stream for fewer bytes, the addition is left pending, and the next norm does it.
 
+use super::kda::{self, Kda};
 use super::{KvCache, ModelConfig};
 use crate::ops::attention::{self, Mask};
 use crate::ops::linear;
@@ -15,11 +16,26 @@ use crate::tensor::{Init, Layout, ParamId, Role, Span, Tensor};
 pub struct Block {
     layer: usize,
     attention_gain: ParamId,
-    qkv: Span,
-    qk_norm: Option<QkNormParams>,
-    output: ParamId,
+    mixer: Mixer,
     mlp_gain: ParamId,
     mlp: MlpParams,
+}
+
+/// What mixes tokens, without its last product.
+#[derive(Clone, Debug)]
+enum Mixer {
+    Attention { qkv: Span, qk_norm: Option<QkNormParams>, output: ParamId },
+    Kda(Kda),
+}
+
+impl Mixer {
+    /// The last product.
+    fn output(&self) -> ParamId {
+        match self {
+            Mixer::Attention { output, .. } => *output,
+            Mixer::Kda(kda) => kda.output,
+        }
+    }
 }
 
 /// The residual stream: a value, and what is still to be added to it.
@@ -70,14 +86,17 @@ impl Block {
     pub fn new(layout: &mut Layout, config: &ModelConfig, layer: usize) -> Block {
         let (c, d, f) = (config.width, config.head_dim, config.ffn_width);
         let (q_rows, kv_rows) = (config.heads * d, config.kv_heads * d);
+        let kda = config.is_kda(layer).then(|| Kda::new(layout, config, layer));
         let mut matrix = |name: &str, rows: usize, cols: usize, init: Init| {
             layout.push_init(format!("model.layers.{layer}.{name}.weight"), [rows, cols], Role::Matrix, init)
         };
         let input = Init::fan_in(c);
-        let q = matrix("self_attn.q_proj", q_rows, c, input);
-        matrix("self_attn.k_proj", kv_rows, c, input);
-        matrix("self_attn.v_proj", kv_rows, c, input);
-        let output = matrix("self_attn.o_proj", c, q_rows, Init::ZERO);
+        let attention = kda.is_none().then(|| {
+            let q = matrix("self_attn.q_proj", q_rows, c, input);
+            matrix("self_attn.k_proj", kv_rows, c, input);
+            matrix("self_attn.v_proj", kv_rows, c, input);
+            (Span { first: q, count: 3 }, matrix("self_attn.o_proj", c, q_rows, Init::ZERO))
+        });
         let gate = matrix("mlp.gate_proj", f, c, input);
         matrix("mlp.up_proj", f, c, input);
         let down = matrix("mlp.down_proj", c, f, Init::ZERO);
@@ -87,13 +106,15 @@ impl Block {
         };
         let attention_gain = gain("input_layernorm", c);
         let mlp_gain = gain("post_attention_layernorm", c);
-        let qk_norm = config.qk_norm.then(|| QkNormParams {
+        let mut qk_norm = || QkNormParams {
             q_gain: gain("self_attn.q_norm", d),
             k_gain: gain("self_attn.k_norm", d),
             eps: config.norm_eps,
-        });
-        let (qkv, gate_up) = (Span { first: q, count: 3 }, Span { first: gate, count: 2 });
-        Block { layer, attention_gain, qkv, qk_norm, output, mlp_gain, mlp: MlpParams { gate_up, down } }
+        };
+        let of_attention = |(qkv, output)| Mixer::Attention { qkv, qk_norm: config.qk_norm.then(&mut qk_norm), output };
+        let mixer = attention.map(of_attention).or(kda.map(Mixer::Kda)).expect("one of the two");
+        let gate_up = Span { first: gate, count: 2 };
+        Block { layer, attention_gain, mixer, mlp_gain, mlp: MlpParams { gate_up, down } }
     }
 
     /// Its number, from 0.
@@ -101,14 +122,18 @@ impl Block {
         self.layer
     }
 
-    /// Appends the keys and values of the next tokens of a cached sequence, of which nothing else is wanted.
+    /// Appends the next tokens of a cached sequence, of which nothing else is wanted: their keys and values, or what the state takes of them.
     pub fn remember(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, h: &Var, cache: &mut KvCache) {
         let t = h.value().shape().rows_cols()[0];
         let x = tape.rmsnorm(h, self.attention_gain, config.norm_eps);
-        let qkv = tape.linear(&x, self.qkv);
-        let qkv = tape.rope(qkv, config.attention_heads(), t, cache.len(), table, self.qk_norm);
-        let arena = tape.arena();
-        cache.append(arena, config, self.layer, qkv.value());
+        match &self.mixer {
+            Mixer::Attention { qkv, qk_norm, .. } => {
+                let qkv = tape.linear(&x, *qkv);
+                let qkv = tape.rope(qkv, config.attention_heads(), t, cache.len(), table, *qk_norm);
+                cache.append(tape.arena(), config, self.layer, qkv.value());
+            }
+            Mixer::Kda(kda) => drop(kda.forward(tape, &x, t, kda::Past::Cached(cache.kda(self.layer)))),
+        }
     }
 
     /// Runs over rows of `t` tokens, or over the next `t` tokens of a cached sequence.
@@ -121,28 +146,42 @@ impl Block {
         t: usize,
         context: Context,
     ) -> Stream {
-        let (heads, window) = (config.attention_heads(), config.window_of(self.layer));
         let (h, x) = stream.norm(tape, self.attention_gain, config.norm_eps);
-        let qkv = tape.linear(&x, self.qkv);
+        let mixed = self.mix(tape, config, table, x, t, context);
+        let stream = Stream::plus(tape, h, |tape, residual| tape.linear_onto(&mixed, self.mixer.output(), residual));
+        drop(mixed);
+        let (h, x) = stream.norm(tape, self.mlp_gain, config.norm_eps);
+        Stream::plus(tape, h, |tape, residual| tape.mlp(x, self.mlp, residual))
+    }
+
+    /// What tokens say to each other, before the last product: `x [N, C]` -> `[N, H D]`.
+    fn mix(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, x: Var, t: usize, context: Context) -> Var {
+        let (qkv, qk_norm) = match &self.mixer {
+            Mixer::Attention { qkv, qk_norm, .. } => (tape.linear(&x, *qkv), *qk_norm),
+            Mixer::Kda(kda) => {
+                let past = match context {
+                    Context::Rows { starts, .. } => return kda.forward(tape, &x, t, kda::Past::Rows(starts.as_ref())),
+                    Context::Cached(cache) => kda::Past::Cached(cache.kda(self.layer)),
+                };
+                return kda.forward(tape, &x, t, past);
+            }
+        };
         drop(x);
-        let attended = match context {
-            Context::Rows { doc_start } => {
-                let qkv = tape.rope(qkv, heads, t, 0, table, self.qk_norm);
+        let (heads, window) = (config.attention_heads(), config.window_of(self.layer));
+        match context {
+            Context::Rows { doc_start, .. } => {
+                let qkv = tape.rope(qkv, heads, t, 0, table, qk_norm);
                 tape.attention(qkv, heads, t, Mask { window, doc_start })
             }
             Context::Cached(cache) => {
-                let qkv = tape.rope(qkv, heads, t, cache.len(), table, self.qk_norm);
+                let qkv = tape.rope(qkv, heads, t, cache.len(), table, qk_norm);
                 let arena = tape.arena();
                 let (s_len, dtype) = (cache.len() + t, qkv.value().dtype());
                 let (q, k, v) = cache.append(arena, config, self.layer, qkv.value());
                 let out = attention::forward_cached(arena, &q, k, v, heads, s_len, window);
                 tape.input(out.cast(arena, dtype))
             }
-        };
-        let stream = Stream::plus(tape, h, |tape, residual| tape.linear_onto(&attended, self.output, residual));
-        drop(attended);
-        let (h, x) = stream.norm(tape, self.mlp_gain, config.norm_eps);
-        Stream::plus(tape, h, |tape, residual| tape.mlp(x, self.mlp, residual))
+        }
     }
 }
 
@@ -152,6 +191,8 @@ pub enum Context<'a> {
     Rows {
         /// `[B T]`: where in its row each token's document begins; none without a document mask.
         doc_start: Option<Tensor>,
+        /// `[B T]` u32: 1 where a document begins; none without a document mask.
+        starts: Option<Tensor>,
     },
     /// A sequence whose past is cached.
     Cached(&'a mut KvCache),

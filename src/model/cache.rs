@@ -1,23 +1,26 @@
-//! A plain contiguous key/value cache of one sequence.
+//! A plain contiguous cache of one sequence: keys and values of attention, states of Kimi Delta Attention.
 
 use super::ModelConfig;
+use super::kda::KdaState;
 use crate::device::Device;
 use crate::device::launch::{Grid, by_dtype};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Tensor};
 
-/// Keys and values of every layer for up to `capacity` tokens, in the accumulator type.
+/// Keys and values of every attention layer for up to `capacity` tokens, in the accumulator type; the state of every other.
 pub struct KvCache {
     layers: Vec<Layer>,
     len: usize,
     capacity: usize,
 }
 
-struct Layer {
-    /// `[capacity, G D]`, rotated.
-    k: Tensor,
-    /// `[capacity, G D]`.
-    v: Tensor,
+enum Layer {
+    /// `[capacity, G D]` each; keys are rotated.
+    Attention {
+        k: Tensor,
+        v: Tensor,
+    },
+    Kda(KdaState),
 }
 
 impl KvCache {
@@ -26,12 +29,15 @@ impl KvCache {
         KvCache::on(Device::Cpu, config, capacity, dtype)
     }
 
-    /// An empty cache on `device`.
+    /// An empty cache on `device`, of a model that computes in `dtype`.
     pub fn on(device: Device, config: &ModelConfig, capacity: usize, dtype: DType) -> KvCache {
         let row = config.kv_heads * config.head_dim;
         let buffer = || Tensor::owned_on(device, [capacity, row], dtype.accumulator());
-        let layers = (0..config.layers).map(|_| Layer { k: buffer(), v: buffer() }).collect();
-        KvCache { layers, len: 0, capacity }
+        let layer = |layer| match config.is_kda(layer) {
+            true => Layer::Kda(KdaState::new(device, config, dtype)),
+            false => Layer::Attention { k: buffer(), v: buffer() },
+        };
+        KvCache { layers: (0..config.layers).map(layer).collect(), len: 0, capacity }
     }
 
     /// Tokens held.
@@ -54,6 +60,14 @@ impl KvCache {
         self.len += t;
     }
 
+    /// The state of a layer of Kimi Delta Attention.
+    pub(super) fn kda(&mut self, layer: usize) -> &mut KdaState {
+        match &mut self.layers[layer] {
+            Layer::Kda(state) => state,
+            Layer::Attention { .. } => panic!("layer {layer} has keys and values"),
+        }
+    }
+
     /// Appends the keys and values of `qkv [t, (H + 2G) D]` to a layer, and returns the queries `[t, H D]` with the keys
     /// and values so far.
     pub(super) fn append(
@@ -67,7 +81,7 @@ impl KvCache {
         let (q_elems, kv_elems) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let len = self.len;
         assert!(len + t <= self.capacity, "{} tokens in a cache of {}", len + t, self.capacity);
-        let Layer { k, v } = &mut self.layers[layer];
+        let Layer::Attention { k, v } = &mut self.layers[layer] else { panic!("layer {layer} has a state") };
         let mut q = Tensor::uninit(arena, [t, q_elems], k.dtype());
         if let Device::Gpu(gpu) = qkv.device() {
             let [mut k_end, mut v_end] = [&mut *k, &mut *v].map(|cache| cache.view_mut(len * kv_elems, [t, kv_elems]));

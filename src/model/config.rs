@@ -1,5 +1,6 @@
 //! What a model is made of: the extents and options of the backbone, the depth dial, and what they cost.
 
+use super::kda;
 use super::parts::Parts;
 use crate::error::UserError;
 use crate::ops::rope::{Heads, Llama3Scaling};
@@ -25,6 +26,9 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     pub qk_norm: bool,
     pub tie_embeddings: bool,
+    /// `A` (attention) or `K` (Kimi Delta Attention) per layer, repeated.
+    #[serde(default = "attention_only")]
+    pub layer_pattern: String,
     /// `S` (sliding window) or `L` (all of the past) per layer, repeated; the last layer is always `L`.
     pub window_pattern: String,
     /// Keys that a layer marked `S` sees.
@@ -36,6 +40,10 @@ pub struct ModelConfig {
     /// What there is beyond the backbone.
     #[serde(default)]
     pub parts: Parts,
+}
+
+fn attention_only() -> String {
+    "A".into()
 }
 
 /// Largest width of anything in a model: a bound that keeps every product of extents in range.
@@ -79,6 +87,7 @@ impl ModelConfig {
             norm_eps: 1e-5,
             qk_norm: true,
             tie_embeddings: false,
+            layer_pattern: attention_only(),
             window_pattern: "L".into(),
             window: (max_seq_len / 2).max(1),
             softcap: 0.0,
@@ -97,11 +106,22 @@ impl ModelConfig {
         Heads { h: self.heads, g: self.kv_heads, d: self.head_dim }
     }
 
+    /// Whether layer `layer` is Kimi Delta Attention.
+    pub fn is_kda(&self, layer: usize) -> bool {
+        let pattern = self.layer_pattern.as_bytes();
+        pattern[layer % pattern.len()] == b'K'
+    }
+
+    /// Whether any layer is. Then attention has no rotary positions: the others know the order.
+    pub fn has_kda(&self) -> bool {
+        (0..self.layers).any(|layer| self.is_kda(layer))
+    }
+
     /// The window of layer `layer`, none for all of the past.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         let pattern = self.window_pattern.as_bytes();
-        let short = pattern[layer % pattern.len()] == b'S' && layer + 1 < self.layers;
-        short.then_some(self.window)
+        let is_short = pattern[layer % pattern.len()] == b'S' && layer + 1 < self.layers;
+        (is_short && !self.is_kda(layer)).then_some(self.window)
     }
 
     /// Whether any layer has a window.
@@ -163,6 +183,18 @@ impl ModelConfig {
         if self.max_seq_len > SEQ_LEN_MAX {
             return fail(format!("model.max_seq_len = {} is above {SEQ_LEN_MAX}; lower it", self.max_seq_len));
         }
+        if self.layer_pattern.is_empty() || self.layer_pattern.bytes().any(|b| b != b'A' && b != b'K') {
+            return fail(format!(
+                "model.layer_pattern = {:?} may hold only A (attention) and K (Kimi Delta Attention), such as \"KKKA\"",
+                self.layer_pattern
+            ));
+        }
+        if self.has_kda() && !kda::fits(self.head_dim) {
+            return fail(format!(
+                "model.head_dim = {} does not suit the K layers of model.layer_pattern; they take multiples of 32 up to 256",
+                self.head_dim
+            ));
+        }
         if self.window_pattern.is_empty() || self.window_pattern.bytes().any(|b| b != b'S' && b != b'L') {
             return fail(format!(
                 "model.window_pattern = {:?} may hold only S (sliding window) and L (all of the past), such as \"SSSL\"",
@@ -184,24 +216,29 @@ impl ModelConfig {
 
     /// Parameters in weight matrices that every token passes through (blocks and head), for FLOP counts.
     pub fn matmul_params(&self) -> u64 {
-        self.block_matrix_params() * self.layers as u64 + (self.vocab_size * self.width) as u64
+        self.matrix_params() + (self.vocab_size * self.width) as u64
     }
 
-    fn block_matrix_params(&self) -> u64 {
+    fn block_matrix_params(&self, layer: usize) -> u64 {
         let (c, d) = (self.width as u64, self.head_dim as u64);
         let (h, g, f) = (self.heads as u64, self.kv_heads as u64, self.ffn_width as u64);
-        c * d * (2 * h + 2 * g) + 3 * c * f
+        let mixer = if self.is_kda(layer) { kda::matrix_params(self) } else { c * d * (2 * h + 2 * g) };
+        mixer + 3 * c * f
     }
 
     /// Weight-matrix parameters of the blocks: what the token budget counts.
     pub fn matrix_params(&self) -> u64 {
-        self.block_matrix_params() * self.layers as u64
+        (0..self.layers).map(|layer| self.block_matrix_params(layer)).sum()
     }
 
     /// Floating-point operations per token of a training step (forward and backward) at length `t`: six per matrix
-    /// parameter, and `12 H D` per visible key, of which a causal token sees half its row on average.
+    /// parameter, and `12 H D` per visible key, of which a causal token sees half its row on average; a layer of Kimi Delta
+    /// Attention what its state takes instead.
     pub fn train_flops_per_token(&self, t: usize) -> u64 {
         let per_layer = |layer: usize| {
+            if self.is_kda(layer) {
+                return kda::state_flops(self.heads, self.head_dim, self.head_dim);
+            }
             let seen = match self.window_of(layer) {
                 Some(w) if w < t => w as f64 - (w * w) as f64 / (2.0 * t as f64),
                 _ => t as f64 / 2.0,

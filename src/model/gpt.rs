@@ -10,6 +10,7 @@ use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
 use super::psyche::{Blended, Psyche};
 use super::{KvCache, ModelConfig};
+use crate::data::Batch;
 use crate::data::statistics::Statistics;
 use crate::device::Device;
 use crate::error::UserError;
@@ -45,13 +46,25 @@ pub struct Rows {
     pub t: usize,
     /// `[B T]`: where in its row each token's document begins; used where the model masks documents.
     pub doc_start: Option<Tensor>,
+    /// `[B T]` u32: 1 where a document begins, none where that is not known. The first token of a row may go on with the last
+    /// one of another.
+    pub starts: Option<Tensor>,
 }
 
 impl Rows {
-    /// Rows of `t` tokens each, brought to the device of `arena`.
+    /// Rows of `t` tokens each, none of which goes on with another, brought to the device of `arena`.
     pub fn new(arena: &Arena, tokens: &[u32], t: usize, doc_start: Option<&[u32]>) -> Rows {
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
-        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids) }
+        let starts = |(i, &start): (usize, &u32)| u32::from(start as usize == i % t);
+        let starts = doc_start.map(|doc_start| ids(&doc_start.iter().enumerate().map(starts).collect::<Vec<u32>>()));
+        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids), starts }
+    }
+
+    /// The rows of a batch.
+    pub fn of(arena: &Arena, batch: &Batch) -> Rows {
+        let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
+        let Batch { tokens, seq_len, doc_start, begins, .. } = batch;
+        Rows { tokens: ids(tokens), t: *seq_len, doc_start: Some(ids(doc_start)), starts: Some(ids(begins)) }
     }
 }
 
@@ -86,7 +99,11 @@ impl Gpt {
         let hypercube =
             (parts.hypercube.enabled).then(|| Hypercube::new(&mut layout, &parts.hypercube, c, config.norm_eps));
         let memetic = (parts.memetic.enabled).then(|| Memetic::new(&mut layout, &parts.memetic, c, config.norm_eps));
-        let frequencies = frequencies(config.head_dim, config.rope_theta, config.rope_scaling);
+        let frequencies = match config.has_kda() {
+            // Angles of 0: positions are not turned.
+            true => vec![0.0; config.head_dim / 2],
+            false => frequencies(config.head_dim, config.rope_theta, config.rope_scaling),
+        };
         let table = Table::new(config.max_seq_len, &frequencies, dtype.accumulator());
         let (config, layout) = (Arc::new(config), Arc::new(layout));
         Ok(Gpt { config, layout, embedding, blocks, final_gain, head, psyche, concept, hypercube, memetic, table })
@@ -134,6 +151,10 @@ impl Gpt {
                 Init::Constant(value) => Box::new(move |_| value),
                 Init::Normal(deviation) => Box::new(move |i| stream.normal(i) * deviation),
                 Init::Uniform(bound) => Box::new(move |i| (2.0 * stream.uniform(i) - 1.0) * bound),
+                Init::HalfLives { shortest, longest } => {
+                    let n = entry.shape.elems();
+                    Box::new(move |i| Init::half_life_offset(shortest, longest, i, n))
+                }
             };
             let mut target = params.master_entry_mut(ParamId(i as u32));
             crate::for_float!(dtype.accumulator(), F => {
@@ -202,17 +223,16 @@ impl Gpt {
     /// If `t` is above `max_seq_len`.
     fn trunk_of_rows(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute) -> Trunk {
         let (config, t) = (&self.config, rows.t);
-        let doc_start = config.document_mask.then(|| rows.doc_start.clone()).flatten();
-        let context = |doc_start: &Option<Tensor>| Context::Rows { doc_start: doc_start.clone() };
+        let [doc_start, starts] = [&rows.doc_start, &rows.starts].map(|x| x.clone().filter(|_| config.document_mask));
+        let context = move || Context::Rows { doc_start: doc_start.clone(), starts: starts.clone() };
         let mut run = |tape: &mut Tape, block: &Block, stream: Stream| match recompute {
-            Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context(&doc_start)),
+            Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context()),
             Recompute::Blocks => {
                 let label = format!("block {}", block.layer());
                 let (block, config, table) = (block.clone(), config.clone(), self.table.clone());
-                let doc_start = doc_start.clone();
+                let context = context.clone();
                 let run = move |tape: &mut Tape, h: Var| {
-                    let context = Context::Rows { doc_start: doc_start.clone() };
-                    block.forward(tape, &config, &table, Stream::new(h), t, context).settle(tape)
+                    block.forward(tape, &config, &table, Stream::new(h), t, context()).settle(tape)
                 };
                 let h = stream.settle(tape);
                 Stream::new(tape.checkpoint(h, Segment { label, run: Arc::new(run) }))

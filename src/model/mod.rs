@@ -4,6 +4,7 @@
 pub mod config;
 pub mod parts;
 pub mod losses;
+pub mod kda;
 pub mod block;
 pub mod cache;
 pub mod psyche;

@@ -1,7 +1,7 @@
 //! The ops of a state that is carried along a sequence, on the tape: the delta rule and what makes its operands.
 
 use super::{Node, Tape, Var, VarId};
-use crate::ops::{decay_gate, delta_rule, short_conv, sigmoid_gate, unit_norm};
+use crate::ops::{decay_gate, delta_rule, rmsnorm, short_conv, sigmoid_gate, unit_norm};
 use crate::tensor::{ParamId, Tensor};
 use std::fmt;
 
@@ -26,6 +26,7 @@ pub struct DeltaOperands<T> {
 #[derive(Debug)]
 pub enum MemoryNode {
     ShortConv { y: VarId, x: VarId, w: ParamId, t: usize, saved: short_conv::Saved },
+    HeadNorm { y: VarId, x: VarId, gain: Option<ParamId>, saved: rmsnorm::Saved },
     UnitNorm { y: VarId, x: VarId, d: usize, saved: unit_norm::Saved },
     DecayGate { y: VarId, f: VarId, rates: DecayParams, saved: decay_gate::Saved },
     SigmoidGate { y: VarId, x: Option<VarId>, gate: VarId, saved: sigmoid_gate::Saved },
@@ -37,6 +38,9 @@ impl MemoryNode {
     pub(super) fn write<'n>(&self, to: &mut fmt::Formatter<'_>, name: &dyn Fn(ParamId) -> &'n String) -> fmt::Result {
         match self {
             MemoryNode::ShortConv { y, x, w, .. } => writeln!(to, "{y} = short_conv {x} {}", name(*w)),
+            MemoryNode::HeadNorm { y, x, gain, .. } => {
+                writeln!(to, "{y} = head_norm {x}{}", gain.map_or(String::new(), |gain| format!(" {}", name(gain))))
+            }
             MemoryNode::UnitNorm { y, x, d, .. } => writeln!(to, "{y} = unit_norm {x} {d}"),
             MemoryNode::DecayGate { y, f, rates, .. } => writeln!(to, "{y} = decay_gate {f} {}", name(rates.a)),
             MemoryNode::SigmoidGate { y, x: Some(x), gate, .. } => writeln!(to, "{y} = sigmoid_gate {x} {gate}"),
@@ -59,6 +63,16 @@ impl Tape<'_> {
         let y = self.var(y);
         self.record_memory(|| MemoryNode::ShortConv { y: y.id, x: x.id, w, t, saved });
         (y, next)
+    }
+
+    /// RMSNorm of every `d` neighbours, the columns of a head, with a gain `[d]` or without.
+    pub fn head_norm(&mut self, x: &Var, d: usize, gain: Option<ParamId>, eps: f64) -> Var {
+        let (shape, value) = (x.value.shape(), gain.map(|gain| self.params.view(gain)));
+        let heads = x.value.reshape([x.value.elems() / d, d]);
+        let (y, saved) = rmsnorm::forward(self.arena, &heads, value.as_ref(), eps);
+        let y = self.var(y.reshape(shape));
+        self.record_memory(|| MemoryNode::HeadNorm { y: y.id, x: x.id, gain, saved });
+        y
     }
 
     /// Every `d` neighbours to unit length.
@@ -108,6 +122,28 @@ impl Tape<'_> {
         (o, state)
     }
 
+    /// The next `t` tokens of one sequence, on a tape that only computes: `state` moves on in place.
+    pub fn delta_rule_next(
+        &mut self,
+        x: DeltaOperands<&Var>,
+        dims: delta_rule::Dims,
+        t: usize,
+        state: &mut Tensor,
+    ) -> Var {
+        assert!(!self.recording, "a state that moves on in place has no way back");
+        if t >= delta_rule::CHUNK {
+            let past = delta_rule::Past { starts: None, state: Some(state) };
+            let (o, after) = self.delta_rule(x, dims, t, past);
+            state.copy_from(&after);
+            return o;
+        }
+        let DeltaOperands { q, k, v, log_alpha, beta } = x;
+        let [q, k, v, log_alpha, beta] = [q, k, v, log_alpha, beta].map(|x| &x.value);
+        let inputs = delta_rule::Inputs { q, k, v, log_alpha, beta };
+        let o = delta_rule::recurrent(self.arena, inputs, dims, t, None, state);
+        self.var(o)
+    }
+
     /// The part of [`Tape::backward`] of these ops.
     pub(super) fn backward_memory(&mut self, node: MemoryNode) {
         let (arena, params) = (self.arena, self.params);
@@ -117,6 +153,15 @@ impl Tape<'_> {
                     let value = params.view(w);
                     let dx = short_conv::backward(arena, &mut self.grads().view_mut(w), &dy, &value, t, &saved);
                     self.accumulate(x, dx);
+                }
+            }
+            MemoryNode::HeadNorm { y, x, gain, saved } => {
+                if let Some(dy) = self.take(y) {
+                    let (value, shape) = (gain.map(|gain| params.view(gain)), dy.shape());
+                    let mut dgain = gain.map(|gain| self.grads().view_mut(gain));
+                    let dy = dy.reshape(saved.x.shape());
+                    let dx = rmsnorm::backward(arena, dgain.as_mut(), &dy, None, value.as_ref(), &saved);
+                    self.accumulate(x, dx.reshape(shape));
                 }
             }
             MemoryNode::UnitNorm { y, x, d, saved } => {

@@ -42,11 +42,20 @@ pub enum Init {
     Normal(f64),
     /// Uniform between minus and plus this.
     Uniform(f64),
+    /// What softplus turns into decays whose half-lives, in tokens, go in equal ratios from the shortest to the longest over the elements.
+    HalfLives { shortest: f64, longest: f64 },
 }
 
 impl Init {
     /// All zeros.
     pub const ZERO: Init = Init::Constant(0.0);
+
+    /// `dt` of element `i` of `n`, with `softplus(dt) = ln 2 / half-life`.
+    pub(crate) fn half_life_offset(shortest: f64, longest: f64, i: u64, n: usize) -> f64 {
+        let share = i as f64 / (n.max(2) - 1) as f64;
+        let half_life = shortest * (longest / shortest).powf(share);
+        (std::f64::consts::LN_2 / half_life).exp_m1().ln()
+    }
 
     /// `U(+-sqrt(3 / fan_in))`: rows of unit norm on average.
     pub fn fan_in(fan_in: usize) -> Init {

@@ -224,6 +224,19 @@ impl Tensor {
         self.copy_from_bytes(bytemuck::cast_slice(values));
     }
 
+    /// Overwrites the elements with those of `from`, which lies on the same device.
+    ///
+    /// # Panics
+    /// If types or numbers of elements differ, or the bytes are shared.
+    pub fn copy_from(&mut self, from: &Tensor) {
+        assert_eq!((self.dtype, self.elems()), (from.dtype, from.elems()), "a copy into a tensor");
+        assert!(self.is_unique(), "writing to a tensor whose bytes are shared");
+        match (self.place(), from.place()) {
+            (Place::Gpu(gpu, to), Place::Gpu(_, from_address)) => gpu.copy_within(to, from_address, self.size_bytes()),
+            _ => self.copy_from_bytes(&from.to_bytes()),
+        }
+    }
+
     /// This tensor on `device`, in memory of its own; itself where it lies there already.
     pub fn to(&self, device: Device) -> Tensor {
         if self.device() == device {
@@ -260,10 +273,7 @@ impl Tensor {
     /// A copy in `arena`, which lies on the same device.
     pub fn copy(&self, arena: &Arena) -> Tensor {
         let mut copy = Tensor::uninit(arena, self.shape, self.dtype);
-        match (copy.place(), self.place()) {
-            (Place::Gpu(gpu, to), Place::Gpu(_, from)) => gpu.copy_within(to, from, self.size_bytes()),
-            _ => copy.copy_from_bytes(&self.to_bytes()),
-        }
+        copy.copy_from(self);
         copy
     }
 

@@ -3,7 +3,7 @@
 use super::config::RunConfig;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
 use crate::device::gemm::PARTS_BYTES_MAX;
-use crate::model::{Gpt, ModelConfig};
+use crate::model::{Gpt, ModelConfig, kda};
 use crate::ops::lm_loss;
 use crate::tensor::Role;
 use serde::Serialize;
@@ -51,11 +51,11 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
     let (size, wide) = (config.device.dtype.size_bytes(), config.device.dtype.accumulator().size_bytes());
     // Products of narrow operands widen them first, into copies.
     let copy = if size == wide { 0 } else { wide };
-    let scalars = 2 + m.heads + if m.qk_norm { m.heads + m.kv_heads } else { 0 };
-    let block = block_elems(m, row) * size + scalars * wide;
+    let blocks = (0..m.layers).map(|layer| block_bytes(m, layer, size, wide));
+    let (saved, largest) = blocks.fold((0, 0), |(sum, most), block| (sum + block, most.max(block)));
     let (at_loss, at_block) = match train.recompute {
-        false => (m.layers * block, m.layers * block),
-        true => (m.layers * c * size, m.layers * c * size + block),
+        false => (saved, saved),
+        true => (m.layers * c * size, m.layers * c * size + largest),
     };
     // The stream and its norm, the gradient of the norm, a chunk of logits.
     let loss = n * (at_loss + 2 * c * size + c * wide + 2 * wide + if copy > 0 { c * (copy + size) } else { 0 })
@@ -73,7 +73,12 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
         held(3 * f + 2 * c, q + row) + n * 2 * (row + q) * copy,
         held(3 * f + 2 * c + q + row, row) + linear(row, c),
     ];
-    let most = in_block.into_iter().fold(loss, usize::max);
+    // Of a layer with a state, what the delta rule takes beside all that its mixer saved.
+    let in_state = m.has_kda().then(|| {
+        let [elems, wide_elems] = kda::backward_elems(m);
+        held(3 * f + 2 * c, elems) + n * (wide_elems * wide + 4 * q * copy)
+    });
+    let most = in_block.into_iter().chain(in_state).fold(loss, usize::max);
     let parts = m.parts.held(m, n, copy > 0);
     // The losses of parts come after the language model's, when its logits are gone and the gradient of the norm is there.
     let at_parts = n * (at_loss + 2 * c * size) + parts.loss_words * size_of::<f32>();
@@ -94,11 +99,16 @@ pub fn gpu_arena_bytes(config: &RunConfig, model: &Gpt) -> usize {
     (step + step / 4).max(muon.max().unwrap_or(0)) + PARTS_BYTES_MAX + (2 << 20)
 }
 
-/// Elements that a block saves per token: two sums, two norms, packed rows (twice with QK-norm), attention's output, gate,
-/// up and their product.
-fn block_elems(m: &ModelConfig, row: usize) -> usize {
-    let packed = if m.qk_norm { 2 * row } else { row };
-    4 * m.width + packed + m.heads * m.head_dim + 3 * m.ffn_width
+/// Bytes that a block saves per token, of `size` and `wide` bytes an element: two sums, two norms, gate, up and their product; of attention
+/// packed rows (twice with QK-norm) and the output.
+fn block_bytes(m: &ModelConfig, layer: usize, size: usize, wide: usize) -> usize {
+    let row = (m.heads + 2 * m.kv_heads) * m.head_dim;
+    let [elems, scalars] = match (m.is_kda(layer), m.qk_norm) {
+        (true, _) => kda::held_elems(m),
+        (false, true) => [2 * row + m.heads * m.head_dim, 2 * m.heads + m.kv_heads],
+        (false, false) => [row + m.heads * m.head_dim, m.heads],
+    };
+    (4 * m.width + 3 * m.ffn_width + elems) * size + (2 + scalars) * wide
 }
 
 /// Speed of a 384-cubed product on all threads: the median of a few.

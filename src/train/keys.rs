@@ -15,6 +15,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("model.norm_eps", "added to the mean square in RMSNorm"),
     ("model.qk_norm", "norm queries and keys"),
     ("model.tie_embeddings", "use the token table as LM head"),
+    ("model.layer_pattern", "A (attention) or K (Kimi Delta Attention) per layer, repeated, such as KKKA"),
     ("model.window_pattern", "S (sliding window) or L per layer, repeated"),
     ("model.window", "tokens that a layer marked S sees"),
     ("model.softcap", "soft-cap of the logits, 0 for none"),

@@ -152,7 +152,7 @@ fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[
     grads.clear();
     let (mut totals, scales) = ([0.0; LOSSES], orders.scales(means));
     for batch in batches {
-        let rows = Rows::new(arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+        let rows = Rows::of(arena, batch);
         let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
         let mut tape = Tape::recording(arena, params, grads);
         for Loss { kind, values } in model.losses(&mut tape, &rows, &targets, &scales, orders.recompute) {
@@ -211,7 +211,7 @@ pub struct GpuStep {
 }
 
 struct Tensors {
-    /// `[3, N]` u32: tokens, targets, starts of documents.
+    /// `[4, N]` u32: tokens, targets, where each one's document begins, and whether one does.
     batch: Tensor,
     /// `[2 losses + 1]` f32: factor of every value of each loss, then rho of each, then tau.
     scales: Tensor,
@@ -236,7 +236,7 @@ impl GpuStep {
         let (parts, firsts) = grad_norm::parts(&ranges);
         let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
         let mut tensors = Tensors {
-            batch: zeros(3 * rows * seq_len, DType::U32),
+            batch: zeros(4 * rows * seq_len, DType::U32),
             scales: zeros(2 * LOSSES + 1, DType::F32),
             totals: zeros(LOSSES, DType::F64),
             knobs: zeros(5, DType::F64),
@@ -255,7 +255,7 @@ impl GpuStep {
 
     /// Starts the transfer of a micro-batch.
     fn bring(&mut self, batch: &Batch) {
-        let words = [&batch.tokens[..], &batch.targets, &batch.doc_start].concat();
+        let words = [&batch.tokens[..], &batch.targets, &batch.doc_start, &batch.begins].concat();
         self.gpu.prefetch(self.lane, bytemuck::cast_slice(&words));
     }
 
@@ -311,9 +311,9 @@ impl GpuStep {
 
 /// Adds the gradients of the micro-batch, and its losses to the total.
 fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize, tensors: &mut Tensors) {
-    let n = tensors.batch.elems() / 3;
+    let n = tensors.batch.elems() / 4;
     let part = |i: usize| tensors.batch.view(i * n, [n]);
-    let rows = Rows { tokens: part(0), t: seq_len, doc_start: Some(part(2)) };
+    let rows = Rows { tokens: part(0), t: seq_len, doc_start: Some(part(2)), starts: Some(part(3)) };
     let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
     let number = |i: usize| Scale::at(&tensors.scales, i);
     let each = std::array::from_fn(|i| LossScale { weight: number(i), rho: number(LOSSES + i) });

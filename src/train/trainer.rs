@@ -531,7 +531,7 @@ impl Trainer {
             let mut scales = LossScales::all(0.0, rho);
             scales.each[kind.index()].weight = (weight / counts[kind.index()].max(1) as f64).into();
             self.grads.clear();
-            let rows = Rows::new(&self.arena, &batch.tokens, batch.seq_len, Some(&batch.doc_start));
+            let rows = Rows::of(&self.arena, &batch);
             let targets = Tensor::from_slice(&self.arena, [batch.targets.len()], &batch.targets);
             let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
             drop(self.model.losses(&mut tape, &rows, &targets, &scales, Recompute::Nothing));

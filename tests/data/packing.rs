@@ -24,7 +24,7 @@ fn batches(specs: &[String], options: &LoaderOptions, n: usize) -> Vec<Batch> {
 /// What holds of every batch without masks: shifted targets, document starts, bytes.
 fn check_layout(batch: &Batch) {
     let Batch { rows, seq_len, .. } = *batch;
-    for values in [&batch.tokens, &batch.targets, &batch.doc_start] {
+    for values in [&batch.tokens, &batch.targets, &batch.doc_start, &batch.begins] {
         assert_eq!(values.len(), rows * seq_len);
     }
     for row in 0..rows {
@@ -40,6 +40,7 @@ fn check_layout(batch: &Batch) {
                 start = t as u32;
             }
             assert_eq!(batch.doc_start[at + t], start);
+            assert_eq!(batch.begins[at + t], u32::from(batch.tokens[at + t] == BOS));
             assert_eq!(batch.bytes_in_targets[at + t], u16::from(batch.targets[at + t] != BOS));
         }
     }

@@ -15,8 +15,8 @@ fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recom
     let (host_rows, targets) = rows(model, 11);
     let (model, params) = (model.to(device), params.clone().to(device));
     let ids = |tensor: &Tensor| Tensor::from_slice(arena, [tensor.elems()], tensor.as_slice::<u32>());
-    let (t, doc_start) = (host_rows.t, host_rows.doc_start.as_ref().map(ids));
-    let (rows, targets) = (Rows { tokens: ids(&host_rows.tokens), t, doc_start }, ids(&targets));
+    let [doc_start, starts] = [&host_rows.doc_start, &host_rows.starts].map(|x| x.as_ref().map(ids));
+    let (rows, targets) = (Rows { tokens: ids(&host_rows.tokens), t: host_rows.t, doc_start, starts }, ids(&targets));
     let logits = model.logits(&mut Tape::inference(arena, &params), &rows).to_f64();
     let mut grads = Grads::zeros_on(device, model.layout().clone(), params.dtype());
     let mut tape = Tape::recording(arena, &params, &mut grads);

@@ -27,7 +27,12 @@ fn rich() -> ModelConfig {
 
 pub fn configs() -> Vec<ModelConfig> {
     let plain = ModelConfig { qk_norm: false, tie_embeddings: true, softcap: 0.0, document_mask: false, ..rich() };
-    vec![rich(), plain]
+    vec![rich(), plain, mixed()]
+}
+
+/// A layer with a state between two with attention, which the kernels take in heads of a multiple of 32.
+pub fn mixed() -> ModelConfig {
+    ModelConfig { layer_pattern: "AKA".into(), heads: 8, kv_heads: 4, head_dim: 32, ..rich() }
 }
 
 /// Random values everywhere: at the real initialisation the outputs of the blocks are zero and tests would see nothing.
@@ -38,7 +43,12 @@ pub fn random_params(model: &Gpt, dtype: DType) -> Params {
         .flat_map(|e| {
             normals(&e.name, e.shape.elems())
                 .into_iter()
-                .map(|x| if e.shape.rank() == 1 { 1.0 + 0.2 * x } else { x / width.sqrt() })
+                .map(|x| match (e.shape.rank(), e.name.ends_with("A_log")) {
+                    // Decays that leave something of a state after some tokens.
+                    (1, true) => 0.2 * x - 1.5,
+                    (1, false) => 1.0 + 0.2 * x,
+                    _ => x / width.sqrt(),
+                })
                 .collect::<Vec<_>>()
         })
         .collect();

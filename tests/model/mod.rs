@@ -3,5 +3,6 @@
 pub mod device;
 pub mod gpt;
 mod hypercube;
+mod kda;
 pub mod parts;
 pub mod reference;

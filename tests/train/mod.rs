@@ -1,6 +1,7 @@
 //! Training: the optimisers, the trainer, and what a run leaves behind.
 
 mod device;
+mod kda;
 mod memetic;
 mod optim;
 mod parts;

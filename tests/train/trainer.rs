@@ -336,6 +336,7 @@ fn measured(config: &RunConfig) -> usize {
         tokens: integers("tokens", n, v),
         targets: integers("targets", n, v),
         doc_start: vec![0; n],
+        begins: vec![0; n],
         ..empty_batch(config)
     };
     let (rows, targets) = batch_rows(batch);
@@ -354,6 +355,7 @@ fn empty_batch(config: &RunConfig) -> Batch {
         tokens: vec![],
         targets: vec![],
         doc_start: vec![],
+        begins: vec![],
         bytes_in_targets: vec![],
         epoch: 0,
     }
@@ -368,6 +370,8 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.layers=6"],
         &["model.layers=6", "train.recompute=true"],
         &["model.qk_norm=false"],
+        &["model.layer_pattern=KKA", "model.layers=3"],
+        &["model.layer_pattern=K", "model.width=128", "model.layers=6"],
         &["model.layers=1"],
         &["model.vocab_size=8192"],
         &["model.vocab_size=8192", "model.tie_embeddings=true", "model.width=128"],
