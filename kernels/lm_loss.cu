@@ -2,6 +2,7 @@
 // dz = scale (softmax(l) - onehot) (1 - (l / cap)^2).
 //
 //   loss     [N]     f32, =; 0 where the target is ignored, NaN where it is neither that nor below V
+//   error    [N]     f32, =, or null; 1 where a logit is above the target's, 0 elsewhere and where the target is ignored
 //   dlogits  [N, V]  f32 or bf16, =, or null; zeros where the target is ignored; f32 may be logits
 //   logits   [N, V]  f32, before the soft-cap;  targets [N] u32;  cap 0: none
 //   scale    [1]     f32; not read where dlogits is null
@@ -18,8 +19,8 @@ constexpr u32 IGNORE = 0xffffffffu;
 __device__ __forceinline__ float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
 
 template <typename E>
-__device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float* glogits, const u32* gtargets, const float* gscale,
-                                         float cap, u32 v) {
+__device__ __forceinline__ void loss_row(float* gloss, float* gerror, E* gdlogits, const float* glogits, const u32* gtargets,
+                                         const float* gscale, float cap, u32 v) {
     __shared__ Softmax s[THREADS / WARP];
     const float* z = glogits + static_cast<u64>(blockIdx.x) * v;
     const u32 target = gtargets[blockIdx.x];
@@ -44,6 +45,9 @@ __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float*
     }
     if (threadIdx.x == 0) {
         gloss[blockIdx.x] = target == IGNORE ? 0.0f : logf(row.sum) + row.peak - at_target;
+        if (gerror != nullptr) {
+            gerror[blockIdx.x] = target != IGNORE && row.peak > at_target ? 1.0f : 0.0f;
+        }
     }
     if (gdlogits == nullptr) {
         return;
@@ -57,10 +61,10 @@ __device__ __forceinline__ void loss_row(float* gloss, E* gdlogits, const float*
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
-    loss_row(loss, dlogits, logits, targets, scale, cap, v);
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* error, float* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
+    loss_row(loss, error, dlogits, logits, targets, scale, cap, v);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, bf16* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
-    loss_row(loss, dlogits, logits, targets, scale, cap, v);
+extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, float* error, bf16* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
+    loss_row(loss, error, dlogits, logits, targets, scale, cap, v);
 }

@@ -66,6 +66,34 @@ impl fmt::Debug for Segment {
     }
 }
 
+/// What stop-gradients gave in one pass, to be given again in another: differences of a loss that has some need them held.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    values: Vec<Tensor>,
+    /// The next to be given; none while they are gathered.
+    next: Option<usize>,
+}
+
+impl Frozen {
+    /// From here on gives what was gathered, from the first on.
+    pub fn rewind(&mut self) {
+        self.next = Some(0);
+    }
+
+    fn pass(&mut self, value: Tensor) -> Tensor {
+        match &mut self.next {
+            None => {
+                self.values.push(value.clone());
+                value
+            }
+            Some(next) => {
+                *next += 1;
+                self.values[*next - 1].clone()
+            }
+        }
+    }
+}
+
 /// One recorded op: operands, result, and what backward needs.
 #[derive(Debug)]
 pub enum Node {
@@ -93,17 +121,24 @@ pub struct Tape<'a> {
     recording: bool,
     nodes: Vec<Node>,
     adjoints: Vec<Option<Tensor>>,
+    frozen: Option<&'a mut Frozen>,
 }
 
 impl<'a> Tape<'a> {
     /// A tape that records; [`Tape::backward`] adds to `grads`.
     pub fn recording(arena: &'a Arena, params: &'a Params, grads: &'a mut Grads) -> Tape<'a> {
-        Tape { arena, params, grads: Some(grads), recording: true, nodes: Vec::new(), adjoints: Vec::new() }
+        Tape { grads: Some(grads), recording: true, ..Tape::inference(arena, params) }
     }
 
     /// A tape that only computes.
     pub fn inference(arena: &'a Arena, params: &'a Params) -> Tape<'a> {
-        Tape { arena, params, grads: None, recording: false, nodes: Vec::new(), adjoints: Vec::new() }
+        let (nodes, adjoints) = (Vec::new(), Vec::new());
+        Tape { arena, params, grads: None, recording: false, nodes, adjoints, frozen: None }
+    }
+
+    /// The same, its stop-gradients gathered in `frozen` or given from there.
+    pub fn freezing(self, frozen: &'a mut Frozen) -> Tape<'a> {
+        Tape { frozen: Some(frozen), ..self }
     }
 
     /// Where activations live.
@@ -248,6 +283,17 @@ impl<'a> Tape<'a> {
         y
     }
 
+    /// A stop-gradient: what `work` computes, nothing of which is recorded.
+    pub fn detached(&mut self, work: impl FnOnce(&mut Tape<'a>) -> Tensor) -> Tensor {
+        let recording = std::mem::replace(&mut self.recording, false);
+        let value = work(self);
+        self.recording = recording;
+        match &mut self.frozen {
+            Some(frozen) => frozen.pass(value),
+            None => value,
+        }
+    }
+
     /// Runs `segment` without saving anything inside it; backward runs it again.
     pub fn checkpoint(&mut self, x: Var, segment: Segment) -> Var {
         if !self.recording {
@@ -272,6 +318,19 @@ impl<'a> Tape<'a> {
         softcap: Option<f64>,
         grad_scale: impl Into<Scale>,
     ) -> Tensor {
+        self.judged_loss(x, weight, targets, softcap, grad_scale, lm_loss::Report::Losses).0
+    }
+
+    /// As [`Tape::lm_loss`], with whether the likeliest token is wrong, `[N]`, where `report` asks for it.
+    pub fn judged_loss(
+        &mut self,
+        x: &Var,
+        weight: ParamId,
+        targets: &Tensor,
+        softcap: Option<f64>,
+        grad_scale: impl Into<Scale>,
+        report: lm_loss::Report,
+    ) -> (Tensor, Option<Tensor>) {
         let gradients = match &mut self.grads {
             Some(grads) if self.recording => {
                 Some(lm_loss::Gradients { scale: grad_scale.into(), dweight: grads.view_mut(weight) })
@@ -279,11 +338,13 @@ impl<'a> Tape<'a> {
             _ => None,
         };
         let head = self.params.view(weight);
-        let (losses, dx) = lm_loss::forward(self.arena, &x.value, &head, targets, softcap, gradients);
-        if let Some(dx) = dx {
+        let [v, _] = head.dims();
+        let rows = lm_loss::chunk_rows(v);
+        let judged = lm_loss::judge(self.arena, &x.value, &head, targets, softcap, gradients, rows, report);
+        if let Some(dx) = judged.dx {
             self.record(|| Node::Loss { name: "lm_loss", x: x.id, dx });
         }
-        losses
+        (judged.losses, judged.errors)
     }
 
     /// Adds `gradient` to the gradient of `x` from outside the tape, before [`Tape::backward`].

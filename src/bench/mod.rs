@@ -4,6 +4,7 @@
 //! operations stand beside each row: what it must at least move and do, whatever the device does.
 
 mod attention;
+mod heads;
 pub mod measure;
 mod memory;
 mod optim;
@@ -114,8 +115,8 @@ impl Row {
 /// Every row of a size, bf16 first, which matters most where time is short.
 pub fn rows(size: Size) -> Vec<Row> {
     let of = |dtype: DType| {
-        let ops: [fn(Size, DType) -> Vec<Row>; 5] =
-            [rowwise::rows, products::rows, attention::rows, memory::rows, parts::rows];
+        let ops: [fn(Size, DType) -> Vec<Row>; 6] =
+            [rowwise::rows, products::rows, attention::rows, memory::rows, parts::rows, heads::rows];
         ops.into_iter().chain([optim::rows, train_step::rows]).flat_map(move |rows| rows(size, dtype))
     };
     of(DType::Bf16).chain(of(DType::F32)).collect()

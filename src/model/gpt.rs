@@ -9,12 +9,13 @@ use super::hypercube::{Coded, Hypercube};
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
 use super::psyche::{Blended, Psyche};
+use super::self_model::{Seen, SelfModel};
 use super::{KvCache, ModelConfig};
 use crate::data::Batch;
 use crate::data::statistics::Statistics;
 use crate::device::Device;
 use crate::error::UserError;
-use crate::ops::lm_loss::IGNORE;
+use crate::ops::lm_loss::{IGNORE, Report};
 use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::random::Philox;
@@ -34,6 +35,7 @@ pub struct Gpt {
     concept: Option<Concept>,
     hypercube: Option<Hypercube>,
     memetic: Option<Memetic>,
+    self_model: Option<SelfModel>,
     table: Table,
 }
 
@@ -99,6 +101,8 @@ impl Gpt {
         let hypercube =
             (parts.hypercube.enabled).then(|| Hypercube::new(&mut layout, &parts.hypercube, c, config.norm_eps));
         let memetic = (parts.memetic.enabled).then(|| Memetic::new(&mut layout, &parts.memetic, c, config.norm_eps));
+        let self_model =
+            (parts.self_model.enabled).then(|| SelfModel::new(&mut layout, &parts.self_model, c, config.norm_eps));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -106,7 +110,20 @@ impl Gpt {
         };
         let table = Table::new(config.max_seq_len, &frequencies, dtype.accumulator());
         let (config, layout) = (Arc::new(config), Arc::new(layout));
-        Ok(Gpt { config, layout, embedding, blocks, final_gain, head, psyche, concept, hypercube, memetic, table })
+        Ok(Gpt {
+            config,
+            layout,
+            embedding,
+            blocks,
+            final_gain,
+            head,
+            psyche,
+            concept,
+            hypercube,
+            memetic,
+            self_model,
+            table,
+        })
     }
 
     /// This model on `device`: its position table moves, its parameters are apart.
@@ -281,15 +298,21 @@ impl Gpt {
         recompute: Recompute,
     ) -> Vec<Loss> {
         let Trunk { end, coded } = self.trunk_of_rows(tape, rows, recompute);
+        let observed = self.self_model.as_ref().zip(end.deeper_stages());
         let Integrated { y, x, .. } = self.integrate(tape, end);
         let lm = scales.of(LossKind::Lm).weight.clone();
-        let values = tape.lm_loss(&x, self.head, targets, self.config.softcap(), lm);
+        let report = if observed.is_some() { Report::LossesAndErrors } else { Report::Losses };
+        let (values, errors) = tape.judged_loss(&x, self.head, targets, self.config.softcap(), lm, report);
         drop(x);
+        let of_self = observed.zip(errors).map(|((self_model, [ego, superego]), errors)| {
+            let seen = Seen { superego: &superego, losses: &values, errors: &errors, targets };
+            self_model.loss(tape, &ego, seen, scales.of(LossKind::SelfModel))
+        });
         let concept = self.concept.as_ref();
         let concept = concept.and_then(|concept| concept.loss(tape, &y, rows, scales.of(LossKind::Concept)));
         let coded = self.hypercube.as_ref().zip(coded.as_ref());
         let entropy = coded.map(|(hypercube, coded)| hypercube.loss(tape, coded, scales));
-        [Some(Loss { kind: LossKind::Lm, values }), concept, entropy].into_iter().flatten().collect()
+        [Some(Loss { kind: LossKind::Lm, values }), concept, entropy, of_self].into_iter().flatten().collect()
     }
 
     /// The number of values of each loss that count, over rows of `t` tokens on the host.
@@ -300,6 +323,9 @@ impl Gpt {
             self.concept.as_ref().map_or(0, |concept| concept.counted(tokens, t, doc_start));
         // A mean already: one for the rows together.
         counts[LossKind::Entropy.index()] = usize::from(self.hypercube.is_some());
+        if self.self_model.is_some() {
+            counts[LossKind::SelfModel.index()] = counts[LossKind::Lm.index()];
+        }
         counts
     }
 
@@ -312,7 +338,8 @@ impl Gpt {
     pub fn loss_kinds(&self) -> Vec<LossKind> {
         let concept = self.concept.as_ref().map(|_| LossKind::Concept);
         let entropy = self.hypercube.as_ref().map(|_| LossKind::Entropy);
-        [Some(LossKind::Lm), concept, entropy].into_iter().flatten().collect()
+        let of_self = self.self_model.as_ref().map(|_| LossKind::SelfModel);
+        [Some(LossKind::Lm), concept, entropy, of_self].into_iter().flatten().collect()
     }
 
     /// Whether something in it is counted in the training data before a run begins.
@@ -401,13 +428,15 @@ impl Gpt {
 
     fn head_output(&self, tape: &mut Tape, end: TrunkEnd, code: Option<Tensor>) -> Output {
         let is_early = matches!(end, TrunkEnd::Early { .. });
+        let observed = self.self_model.as_ref().zip(end.deeper_stages());
+        let said = observed.map(|(self_model, [ego, _])| self_model.forward(tape, &ego).value().clone());
         let Integrated { x, psyche, .. } = self.integrate(tape, end);
         let logits = tape.linear(&x, self.head);
         let logits = match self.config.softcap() {
             Some(cap) => tape.softcap(logits, cap),
             None => logits,
         };
-        Output { logits: logits.value().clone(), psyche, code, is_early }
+        Output { logits: logits.value().clone(), psyche, code, said, is_early }
     }
 }
 
@@ -426,6 +455,16 @@ enum TrunkEnd {
     Stages([Var; 3]),
     /// After Id alone, and what the head reads instead.
     Early { id: Var, blended: Blended },
+}
+
+impl TrunkEnd {
+    /// The streams after Ego and Superego, where there are such.
+    fn deeper_stages(&self) -> Option<[Var; 2]> {
+        match self {
+            TrunkEnd::Stages([_, ego, superego]) => Some([ego.clone(), superego.clone()]),
+            TrunkEnd::Plain(_) | TrunkEnd::Early { .. } => None,
+        }
+    }
 }
 
 /// What the head reads.
@@ -450,6 +489,9 @@ pub struct Output {
     pub psyche: Option<Tensor>,
     /// `[N, K]`: the vertex of each token, where there is a hypercube.
     pub code: Option<Tensor>,
+    /// `[N, 66]`: what the self-model says of each token, where there is one and the pass reached Ego
+    /// ([`introspections`](super::self_model::introspections)).
+    pub said: Option<Tensor>,
     /// The pass ended after Id.
     pub is_early: bool,
 }

@@ -12,6 +12,8 @@ pub enum LossKind {
     Concept,
     /// Entropy of the hypercube's codes.
     Entropy,
+    /// The self-model's: features of the deeper state, loss and error of the token.
+    SelfModel,
 }
 
 /// Number of losses.
@@ -19,7 +21,7 @@ pub const LOSSES: usize = LossKind::ALL.len();
 
 impl LossKind {
     /// All, in the order of their index.
-    pub const ALL: [LossKind; 3] = [LossKind::Lm, LossKind::Concept, LossKind::Entropy];
+    pub const ALL: [LossKind; 4] = [LossKind::Lm, LossKind::Concept, LossKind::Entropy, LossKind::SelfModel];
 
     /// As in `loss.NAME` of configuration and metrics.
     pub const fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl LossKind {
             LossKind::Lm => "lm",
             LossKind::Concept => "concept",
             LossKind::Entropy => "entropy",
+            LossKind::SelfModel => "self",
         }
     }
 

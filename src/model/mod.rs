@@ -11,6 +11,7 @@ pub mod psyche;
 pub mod concept;
 pub mod hypercube;
 pub mod memetic;
+pub mod self_model;
 pub mod gpt;
 
 pub use cache::KvCache;

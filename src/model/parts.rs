@@ -7,6 +7,7 @@ use super::hypercube::HypercubeConfig;
 use super::losses::LossKind;
 use super::memetic::MemeticConfig;
 use super::psyche::PsycheConfig;
+use super::self_model::SelfModelConfig;
 use crate::error::UserError;
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +19,11 @@ pub struct Parts {
     pub concept: ConceptConfig,
     pub hypercube: HypercubeConfig,
     pub memetic: MemeticConfig,
+    pub self_model: SelfModelConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
-pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic"];
+pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -69,7 +71,7 @@ pub struct Held {
 
 impl Parts {
     fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
-        [&self.psyche, &self.concept, &self.hypercube, &self.memetic]
+        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model]
     }
 
     /// A part by the name of its table.

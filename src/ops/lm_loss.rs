@@ -3,6 +3,7 @@
 //! Rows are taken in chunks, so all `N x V` logits never exist at once. In training the gradients are formed in the
 //! same pass (the loss is a leaf whose factor is known beforehand), so no logit is computed twice:
 //! `dl = grad_scale (softmax(l) - onehot) (1 - (l / cap)^2)`, `dx = dl W`, `dW += dl^T x`. Backward then only hands `dx` on.
+//! On request the same pass says of each row whether another token's logit is above the target's.
 
 use super::softcap::{cap_slope, cap_value};
 use crate::device::Device;
@@ -33,6 +34,24 @@ pub struct Gradients<'a> {
     pub dweight: TensorMut<'a>,
 }
 
+/// What is told of each row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Report {
+    Losses,
+    /// Also whether the likeliest token is another than the target.
+    LossesAndErrors,
+}
+
+/// What a pass comes to.
+pub struct Judged {
+    /// `[N]`, in nats, accumulator type; 0 where ignored.
+    pub losses: Tensor,
+    /// `[N]`, accumulator type, where asked for: 1 where a logit is above the target's, 0 elsewhere and where ignored.
+    pub errors: Option<Tensor>,
+    /// `[N, C]`, where gradients are asked for.
+    pub dx: Option<Tensor>,
+}
+
 /// `x [N, C]`, `weight [V, C]`, `targets [N]` -> losses `[N]` in nats (accumulator type, 0 where ignored) and, where
 /// `gradients` asks for it, `dx [N, C]`.
 ///
@@ -60,20 +79,39 @@ pub fn forward_in_chunks(
     weight: &Tensor,
     targets: &Tensor,
     softcap: Option<f64>,
-    mut gradients: Option<Gradients>,
+    gradients: Option<Gradients>,
     rows: usize,
 ) -> (Tensor, Option<Tensor>) {
+    let Judged { losses, dx, .. } = judge(arena, x, weight, targets, softcap, gradients, rows, Report::Losses);
+    (losses, dx)
+}
+
+/// [`forward_in_chunks`], which also says where the likeliest token is wrong if `report` asks for it.
+///
+/// # Panics
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)] // those of `forward_in_chunks`, and what is asked for
+pub fn judge(
+    arena: &Arena,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    softcap: Option<f64>,
+    mut gradients: Option<Gradients>,
+    rows: usize,
+    report: Report,
+) -> Judged {
     let ([n, c], [v, _]) = (x.shape().rows_cols(), weight.dims());
     assert_eq!(targets.elems(), n, "targets");
     let rows = rows.min(n);
     if let Device::Gpu(gpu) = x.device() {
-        return launch_forward(gpu, arena, x, weight, targets, softcap, gradients, rows);
+        return launch_forward(gpu, arena, x, weight, targets, softcap, gradients, rows, report);
     }
     let targets = targets.as_slice::<u32>();
     assert!(targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "target beyond a vocabulary of {v}");
     let wide = x.dtype().accumulator();
     let (xw, ww) = (x.cast(arena, wide), weight.cast(arena, wide));
-    let mut losses = Tensor::uninit(arena, [n], wide);
+    let [mut losses, mut errors] = [(); 2].map(|()| Tensor::uninit(arena, [n], wide));
     let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], wide));
     let mut logits = Tensor::uninit(arena, [rows, v], wide);
     for_float!(wide, F => {
@@ -85,10 +123,11 @@ pub fn forward_in_chunks(
             let logits = &mut logits.as_mut_slice::<F>()[..chunk.len() * v];
             let x = Mat::new(&x[chunk.start * c..chunk.end * c], chunk.len(), c);
             matmul(logits, x, w.t(), WriteMode::Overwrite, Threads::All);
-            let losses = &mut losses.as_mut_slice::<F>()[chunk.clone()];
-            logits.par_chunks_mut(v).zip(losses).zip(&targets[chunk.clone()]).with_min_len(4).for_each(
-                |((row, loss), &target)| {
-                    *loss = simd(
+            let losses = losses.as_mut_slice::<F>()[chunk.clone()].par_iter_mut();
+            let told = losses.zip(&mut errors.as_mut_slice::<F>()[chunk.clone()]);
+            logits.par_chunks_mut(v).zip(told).zip(&targets[chunk.clone()]).with_min_len(4).for_each(
+                |((row, (loss, error)), &target)| {
+                    (*loss, *error) = simd(
                         #[inline(always)]
                         || loss_row(row, target, cap, scale),
                     );
@@ -103,23 +142,25 @@ pub fn forward_in_chunks(
         }
     });
     let dx = dx.map(|dx| dx.cast(arena, x.dtype()));
-    (losses, dx)
+    Judged { losses, errors: (report == Report::LossesAndErrors).then_some(errors), dx }
 }
 
-/// The loss of a row of logits; with `scale` the row becomes the gradient of the logits before the soft-cap.
+/// The loss of a row of logits, and whether one is above the target's; with `scale` the row becomes the gradient of the logits
+/// before the soft-cap.
 #[inline(always)]
-fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<F>) -> F {
+fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<F>) -> (F, F) {
     if target == IGNORE {
         row.fill(F::ZERO);
-        return F::ZERO;
+        return (F::ZERO, F::ZERO);
     }
     if let Some(cap) = cap {
         row.iter_mut().for_each(|l| *l = cap_value(*l, cap));
     }
     let (peak, at_target) = (max_of(row), row[target as usize]);
+    let error = if peak > at_target { F::ONE } else { F::ZERO };
     let Some(scale) = scale else {
         let sum: F = sum_zip(row, row, |l, _, acc: F| acc + (l - peak).exp());
-        return sum.ln() + peak - at_target;
+        return (sum.ln() + peak - at_target, error);
     };
     let sum: F = match cap {
         None => {
@@ -134,10 +175,10 @@ fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<
         Some(cap) => row.iter_mut().for_each(|l| *l = (*l - peak).exp() * factor * cap_slope(*l, cap)),
     }
     row[target as usize] -= scale * cap.map_or(F::ONE, |cap| cap_slope(at_target, cap));
-    sum.ln() + peak - at_target
+    (sum.ln() + peak - at_target, error)
 }
 
-#[allow(clippy::too_many_arguments)] // those of `forward_in_chunks`, and the device
+#[allow(clippy::too_many_arguments)] // those of `judge`, and the device
 fn launch_forward(
     gpu: &Gpu,
     arena: &Arena,
@@ -147,9 +188,11 @@ fn launch_forward(
     softcap: Option<f64>,
     mut gradients: Option<Gradients>,
     rows: usize,
-) -> (Tensor, Option<Tensor>) {
+    report: Report,
+) -> Judged {
     let ([n, c], [v, _], dtype) = (x.shape().rows_cols(), weight.dims(), x.dtype());
     let mut losses = Tensor::uninit(arena, [n], DType::F32);
+    let mut errors = (report == Report::LossesAndErrors).then(|| Tensor::uninit(arena, [n], DType::F32));
     let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], dtype));
     let mut logits = Tensor::uninit(arena, [rows * v], DType::F32);
     // f32 gradients replace their logits.
@@ -163,14 +206,38 @@ fn launch_forward(
         gemm(arena, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
         let (z, grid) = (logits.alias(), Grid::linear(count));
         let mut losses = losses.view_mut(start, [count]);
+        let mut errors = errors.as_mut().map(|errors| errors.view_mut(start, [count]));
+        let error = errors.as_mut().map_or(PtrMut::none(), |errors| errors.ptr_mut());
         let scale = scale.as_ref().map_or(Ptr::none(), |scale| scale.ptr());
         if let Some(narrow) = &mut narrow {
             let (loss, dlogits) = (losses.ptr_mut(), narrow.ptr_mut());
-            launch::lm_loss_fwd_block_per_row_bf16(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), scale, cap, v);
+            launch::lm_loss_fwd_block_per_row_bf16(
+                gpu,
+                grid,
+                loss,
+                error,
+                dlogits,
+                z.ptr(),
+                targets.ptr(),
+                scale,
+                cap,
+                v,
+            );
         } else {
             let dlogits = if gradients.is_some() { logits.ptr_mut() } else { PtrMut::none() };
             let loss = losses.ptr_mut();
-            launch::lm_loss_fwd_block_per_row_f32(gpu, grid, loss, dlogits, z.ptr(), targets.ptr(), scale, cap, v);
+            launch::lm_loss_fwd_block_per_row_f32(
+                gpu,
+                grid,
+                loss,
+                error,
+                dlogits,
+                z.ptr(),
+                targets.ptr(),
+                scale,
+                cap,
+                v,
+            );
         }
         if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
             let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);
@@ -179,7 +246,7 @@ fn launch_forward(
             gemm(arena, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
         }
     }
-    (losses, dx)
+    Judged { losses, errors, dx }
 }
 
 /// Losses in plain loops.

@@ -1,8 +1,9 @@
-//! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube, reads of banks.
+//! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube, reads of banks,
+//! the self-model.
 
 use super::{Node, Tape, Var, VarId};
 use crate::ops::select_rows::{self, Stride};
-use crate::ops::{blend, concept_loss, hypercube, top_k_softmax};
+use crate::ops::{blend, concept_loss, hypercube, relu_squared, self_loss, top_k_softmax};
 use crate::tensor::{ParamId, Role, Scale, Tensor};
 use std::fmt;
 
@@ -29,6 +30,7 @@ pub enum PartNode {
     HypercubeCode { y: VarId, x: VarId, saved: hypercube::Saved },
     SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
     TopK { a: VarId, scores: VarId, statistics: Option<ParamId>, saved: top_k_softmax::Saved },
+    ReluSquared { y: VarId, x: VarId, saved: relu_squared::Saved },
 }
 
 impl PartNode {
@@ -39,6 +41,7 @@ impl PartNode {
             PartNode::HypercubeCode { y, x, .. } => writeln!(to, "{y} = hypercube_code {x}"),
             PartNode::SelectRows { y, x, stride, .. } => writeln!(to, "{y} = select_rows {x} every {}", stride.every),
             PartNode::TopK { a, scores, .. } => writeln!(to, "{a} = top_k_softmax {scores}"),
+            PartNode::ReluSquared { y, x, .. } => writeln!(to, "{y} = relu_squared {x}"),
         }
     }
 }
@@ -133,6 +136,23 @@ impl Tape<'_> {
         a
     }
 
+    /// `max(x, 0)^2`.
+    pub fn relu_squared(&mut self, x: Var) -> Var {
+        let y = self.var(relu_squared::forward(self.arena, &x.value));
+        self.record_part(|| PartNode::ReluSquared { y: y.id, x: x.id, saved: relu_squared::Saved { x: x.value } });
+        y
+    }
+
+    /// The loss of what a self-model says: losses `[N]`, each of which enters the total loss by the factor `grad_scale`.
+    pub fn self_loss(&mut self, s: &Var, truth: self_loss::Truth, grad_scale: impl Into<Scale>) -> Tensor {
+        let factor = self.recording.then(|| grad_scale.into());
+        let (losses, ds) = self_loss::forward(self.arena, &s.value, truth, factor.as_ref());
+        if let Some(ds) = ds {
+            self.record(|| Node::Loss { name: "self_loss", x: s.id, dx: ds });
+        }
+        losses
+    }
+
     /// Dispatches to the op's backward.
     pub(super) fn backward_part(&mut self, node: PartNode) {
         let arena = self.arena;
@@ -148,6 +168,11 @@ impl Tape<'_> {
             PartNode::HypercubeCode { y, x, saved } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, hypercube::backward(arena, &dy, &saved));
+                }
+            }
+            PartNode::ReluSquared { y, x, saved } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, relu_squared::backward(arena, &dy, &saved));
                 }
             }
             PartNode::SelectRows { y, x, n, stride } => {

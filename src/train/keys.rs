@@ -54,6 +54,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("loss.concept.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("loss.entropy.weight", "weight of the entropy of the hypercube's codes"),
     ("loss.entropy.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
+    ("loss.self.weight", "weight of the self-model's loss"),
+    ("loss.self.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("psyche.enabled", "blend the stages Id, Ego and Superego by weights of each token"),
     ("psyche.source", "what the weights are computed from: superego, id, or static (three weights for all tokens)"),
     ("hypercube.enabled", "let Id's stream pass near a vertex of a hypercube"),
@@ -77,6 +79,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("memetic.share", "largest share of the memes that a generation replaces"),
     ("memetic.islands", "ranges of memes that breed among themselves"),
     ("memetic.selection", "fitness, or a control: random, shuffled"),
+    (
+        "self_model.enabled",
+        "foretell from Ego's stream Superego's state, the token's loss, and whether the likeliest token is wrong",
+    ),
+    ("self_model.width", "width of its hidden layer"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -89,6 +96,7 @@ enabled = true
 [hypercube]
 enabled = true
 [memetic]
+[self_model]
 enabled = true
 ";
 

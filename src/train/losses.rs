@@ -11,6 +11,8 @@ pub struct LossConfig {
     pub lm: LmLoss,
     pub concept: HeadLoss,
     pub entropy: HeadLoss,
+    #[serde(rename = "self")]
+    pub self_model: HeadLoss,
 }
 
 /// The language-model loss.
@@ -32,7 +34,12 @@ pub struct HeadLoss {
 impl Default for LossConfig {
     fn default() -> LossConfig {
         let head = |weight, rho| HeadLoss { weight, rho };
-        LossConfig { lm: LmLoss { weight: 1.0 }, concept: head(0.1, 0.3), entropy: head(0.02, 0.1) }
+        LossConfig {
+            lm: LmLoss { weight: 1.0 },
+            concept: head(0.1, 0.3),
+            entropy: head(0.02, 0.1),
+            self_model: head(0.02, 0.1),
+        }
     }
 }
 
@@ -44,6 +51,7 @@ impl LossConfig {
             LossKind::Lm => LossOrder { weight: self.lm.weight, rho: 1.0 },
             LossKind::Concept => head(&self.concept),
             LossKind::Entropy => head(&self.entropy),
+            LossKind::SelfModel => head(&self.self_model),
         }
     }
 

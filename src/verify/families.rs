@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, banks, memory, parts, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, banks, heads, memory, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -42,6 +42,9 @@ pub const FAMILIES: &[Family] = &[
     cases("code_entropy", parts::code_entropy),
     on_device("concept_windows", parts::windows_on),
     on_device("scale_grad", rowwise::scale_grad),
+    cases("relu_squared", heads::relu_squared),
+    cases("self_loss", heads::self_loss),
+    on_device("judged_loss", heads::judged_on),
     cases("delta_rule", memory::delta_rule),
     on_device("delta_decode", memory::delta_decode_on),
     cases("short_conv", memory::short_conv),

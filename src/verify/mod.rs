@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod banks;
 pub mod families;
+pub mod heads;
 pub mod parts;
 pub mod memory;
 pub mod products;

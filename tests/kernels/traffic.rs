@@ -6,7 +6,7 @@ use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
 use nanochat_gpu::ops::{add, blend, embedding, grad_norm, linear, rmsnorm, rope, scale_grad, softcap, swiglu};
-use nanochat_gpu::ops::{decay_gate, short_conv, sigmoid_gate, unit_norm};
+use nanochat_gpu::ops::{decay_gate, relu_squared, short_conv, sigmoid_gate, unit_norm};
 use nanochat_gpu::tensor::{Arena, DType, Grads, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
 use nanochat_gpu::verify::{integers, normals};
@@ -45,6 +45,9 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
     drop(scale_grad::backward(&arena, at([N, C]), &0.5.into()));
     let y = softcap::forward(&arena, at([N, C]), 15.0);
     drop(softcap::backward(&arena, at([N, C]), &softcap::Saved { y, cap: 15.0 }));
+    let x = at([N, C]);
+    drop(relu_squared::forward(&arena, &x));
+    drop(relu_squared::backward(&arena, &at([N, C]), &relu_squared::Saved { x }));
     let gate_up = at([N, 2 * C]);
     drop(swiglu::forward(&arena, &gate_up));
     drop(swiglu::backward(&arena, &at([N, C]), &swiglu::Saved { gate_up }));
@@ -76,6 +79,8 @@ fn check_ops(gpu: &'static Gpu, dtype: DType) {
         (suffix("scale_grad_bwd_vector"), Budget { must: 2 * elems, cached: 0 }),
         (suffix("softcap_fwd_vector"), Budget { must: 2 * elems, cached: 0 }),
         (suffix("softcap_bwd_vector"), Budget { must: 3 * elems, cached: 0 }),
+        (suffix("relu_squared_fwd_vector"), Budget { must: 2 * elems, cached: 0 }),
+        (suffix("relu_squared_bwd_vector"), Budget { must: 3 * elems, cached: 0 }),
         (suffix("swiglu_fwd_vector"), Budget { must: 3 * elems, cached: 0 }),
         (suffix("swiglu_bwd_vector"), Budget { must: 5 * elems, cached: 0 }),
         // Sectors of 32 bytes for the 4 of a row's rstd, and the gain for every row.

@@ -9,8 +9,9 @@ use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
 use nanochat_gpu::model::memetic::MemeticConfig;
 use nanochat_gpu::model::psyche::{PsycheConfig, PsycheSource};
+use nanochat_gpu::model::self_model::{SelfModelConfig, introspections};
 use nanochat_gpu::model::{Gpt, KvCache, ModelConfig, Parts};
-use nanochat_gpu::tape::Tape;
+use nanochat_gpu::tape::{Frozen, Tape};
 use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params};
 use nanochat_gpu::verify::{close, integers};
 
@@ -65,6 +66,10 @@ fn memetic() -> Parts {
     Parts { memetic, ..Parts::default() }
 }
 
+fn self_model() -> Parts {
+    Parts { self_model: SelfModelConfig { enabled: true, width: 13 }, ..Parts::default() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -83,7 +88,9 @@ pub fn each() -> Vec<Alone> {
     let outputs = &["nanochat.hypercube.output.weight"];
     let hypercube = Alone { parts: hypercube(), outputs, is_read: true };
     let memetic = Alone { parts: memetic(), outputs: &["nanochat.memetic.output.weight"], is_read: true };
-    psyches.into_iter().chain([concept, hypercube, memetic]).collect()
+    let outputs = &["nanochat.self_model.output.weight"];
+    let self_model = Alone { parts: self_model(), outputs, is_read: false };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model]).collect()
 }
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
@@ -132,17 +139,25 @@ fn a_new_model_with_parts_is_the_plain_one_and_shares_its_values() {
 }
 
 /// All losses by one weight, and with `grads` their gradients.
-fn loss(model: &Gpt, arena: &Arena, params: &Params, grads: Option<&mut Grads>) -> f64 {
-    0.37 * weighted(model, arena, params, grads, &LossScales::all(0.37, 1.0))
+fn loss(model: &Gpt, arena: &Arena, params: &Params, grads: Option<&mut Grads>, frozen: &mut Frozen) -> f64 {
+    0.37 * weighted(model, arena, params, grads, &LossScales::all(0.37, 1.0), frozen)
 }
 
 /// The sum of all losses, and with `grads` the gradients of what `scales` make of them.
-fn weighted(model: &Gpt, arena: &Arena, params: &Params, grads: Option<&mut Grads>, scales: &LossScales) -> f64 {
+fn weighted(
+    model: &Gpt,
+    arena: &Arena,
+    params: &Params,
+    grads: Option<&mut Grads>,
+    scales: &LossScales,
+    frozen: &mut Frozen,
+) -> f64 {
     let (rows, targets) = rows(model, 11);
-    let mut tape = match grads {
+    let tape = match grads {
         Some(grads) => Tape::recording(arena, params, grads),
         None => Tape::inference(arena, params),
     };
+    let mut tape = tape.freezing(frozen);
     let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing);
     tape.backward();
     losses.iter().map(|loss| sum_losses(&loss.values)).sum()
@@ -154,7 +169,7 @@ fn gradients_of(model: &Gpt, params: &Params, kind: LossKind, rho: f64) -> Grads
     let mut scales = LossScales::all(0.0, rho);
     scales.each[kind.index()].weight = 1.0.into();
     let mut grads = Grads::zeros(model.layout().clone(), DType::F64);
-    weighted(model, &arena, params, Some(&mut grads), &scales);
+    weighted(model, &arena, params, Some(&mut grads), &scales, &mut Frozen::default());
     grads
 }
 
@@ -167,7 +182,11 @@ fn rho_scales_what_reaches_the_trunk_and_nothing_else() {
             let [whole, part, none] = [1.0, 0.3, 0.0].map(|rho| gradients_of(&model, &params, kind, rho));
             for (i, entry) in model.layout().entries().iter().enumerate() {
                 let [whole, part, none] = [&whole, &part, &none].map(|grads| grads.view(ParamId(i as u32)).to_f64());
-                let head = if kind == LossKind::Entropy { "hypercube" } else { kind.name() };
+                let head = match kind {
+                    LossKind::Entropy => "hypercube",
+                    LossKind::SelfModel => "self_model",
+                    kind => kind.name(),
+                };
                 let is_trunk = !entry.name.starts_with(&format!("nanochat.{head}."));
                 let share = |rho: f64| if is_trunk { rho } else { 1.0 };
                 let times = |factor: f64| whole.iter().map(|g| factor * g).collect::<Vec<_>>();
@@ -186,7 +205,9 @@ fn gradients_equal_finite_differences() {
         let zeros = if parts.hypercube.enabled { outputs } else { &[] };
         let (arena, mut params) = (Arena::new(64 << 20).unwrap(), neutral_params(&model, DType::F64, zeros));
         let mut grads = Grads::zeros(model.layout().clone(), DType::F64);
-        loss(&model, &arena, &params, Some(&mut grads));
+        // Shifted passes have the stop-gradients of this one.
+        let mut frozen = Frozen::default();
+        loss(&model, &arena, &params, Some(&mut grads), &mut frozen);
         let entries = model.layout().entries().to_vec();
         for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_learnt()) {
             let gradient = grads.view(ParamId(i as u32)).to_f64();
@@ -197,7 +218,8 @@ fn gradients_equal_finite_differences() {
                 let value = params.master().as_slice::<f64>()[at];
                 let mut shifted = |shift: f64| {
                     params.master_mut().as_mut_slice::<f64>()[at] = value + shift;
-                    loss(&model, &arena, &params, None)
+                    frozen.rewind();
+                    loss(&model, &arena, &params, None, &mut frozen)
                 };
                 let slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
                 shifted(0.0);
@@ -238,7 +260,7 @@ fn decode_equals_prefill() {
         let tokens = integers("decode", 23, config.vocab_size);
         let rows = Rows::new(&arena, &tokens, 23, None);
         let want = model.output(&mut Tape::inference(&arena, &params), &rows);
-        let weights = want.psyche.map(|w| w.to_f64());
+        let (weights, said) = (want.psyche.map(|w| w.to_f64()), want.said.map(|said| said.to_f64()));
         for steps in [vec![1; 23], vec![10, 1, 1, 8, 3]] {
             let mut cache = KvCache::new(&config, 23, DType::F32);
             let (mut got, mut at) = (Vec::new(), 0);
@@ -250,6 +272,9 @@ fn decode_equals_prefill() {
                 let v = config.vocab_size;
                 let here = &want.logits.to_f64()[(at - 1) * v..at * v];
                 close("decode", &next.logits.to_f64(), here, 1e-5).unwrap();
+                if let Some(said) = &said {
+                    close("said", &next.said.unwrap().to_f64(), &said[66 * (at - 1)..66 * at], 1e-5).unwrap();
+                }
                 if let Some(weights) = &weights {
                     close("weights", &next.psyche.unwrap().to_f64(), &weights[3 * (at - 1)..3 * at], 1e-5).unwrap();
                 }
@@ -270,6 +295,25 @@ fn the_controllers_weights_follow_the_lean_and_sum_to_one() {
         // Adding 2 to Id's score multiplies its odds by e^2.
         let odds = (b[0] / b[1]) / (a[0] / a[1]);
         assert!((odds - 2f64.exp()).abs() < 1e-3, "{odds}");
+    }
+}
+
+/// A new self-model expects no loss and is in doubt of every token; its features are those of Superego's stream once they are right.
+#[test]
+fn a_self_model_begins_in_doubt() {
+    let model = Gpt::new(with(&configs()[0], self_model()), DType::F32).unwrap();
+    let (arena, (rows, targets)) = (Arena::new(64 << 20).unwrap(), rows(&model, 9));
+    let params = neutral_params(&model, DType::F32, &["nanochat.self_model.output.weight"]);
+    let said = model.output(&mut Tape::inference(&arena, &params), &rows).said.unwrap();
+    assert_eq!(said.dims(), [18, 66]);
+    let all = introspections(&said);
+    assert!(all.len() == 18 && all.iter().all(|said| said.loss == 0.0 && said.error == 0.5));
+    let losses =
+        model.losses(&mut Tape::inference(&arena, &params), &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let [lm, of_self] = [0, 1].map(|i: usize| losses[i].values.to_f64());
+    for (lm, of_self) in lm.iter().zip(of_self) {
+        let huber = if *lm <= 1.0 { 0.5 * lm * lm } else { lm - 0.5 };
+        assert!((of_self - (1.0 + huber + 2f64.ln())).abs() < 1e-5, "{lm} {of_self}");
     }
 }
 

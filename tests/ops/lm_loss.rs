@@ -22,6 +22,20 @@ fn losses_are_the_same_without_gradients() {
     verify::close("losses", &plain.to_f64(), &losses.to_f64(), 1e-13).unwrap();
 }
 
+/// By hand: the likeliest token, another, one of two that are equally likely, and one that does not count.
+#[test]
+fn an_error_is_a_logit_above_the_targets() {
+    let arena = Arena::new(1 << 20).unwrap();
+    for dtype in [DType::F64, DType::F32, DType::Bf16] {
+        let (x, w) = (tensor(&arena, dtype, [4, 1], &[1.0; 4]), tensor(&arena, dtype, [4, 1], &[1.0, 3.0, 3.0, 2.0]));
+        let targets = ids(&arena, &[1, 3, 2, IGNORE]);
+        let judged = lm_loss::judge(&arena, &x, &w, &targets, None, None, 2, lm_loss::Report::LossesAndErrors);
+        assert_eq!(judged.errors.unwrap().to_f64(), [0.0, 1.0, 0.0, 0.0]);
+        let quiet = lm_loss::judge(&arena, &x, &w, &targets, None, None, 2, lm_loss::Report::Losses);
+        assert!(quiet.errors.is_none() && quiet.losses.to_f64() == judged.losses.to_f64());
+    }
+}
+
 #[test]
 fn an_infinite_logit_is_not_hidden() {
     let arena = Arena::new(1 << 20).unwrap();

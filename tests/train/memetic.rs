@@ -182,6 +182,7 @@ fn batch(rank: usize, step: u64) -> Batch {
         tokens: take(0),
         targets: take(1),
         doc_start: vec![0; 64],
+        begins: vec![0; 64],
         bytes_in_targets: vec![1; 64],
         epoch: 0,
     }

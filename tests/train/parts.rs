@@ -14,7 +14,7 @@ use nanochat_gpu::train::trainer::{End, Trainer};
 use serde_json::Value;
 use std::path::Path;
 
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 12] = [
     "model.layers=3",
     "psyche.enabled=true",
     "hypercube.enabled=true",
@@ -24,6 +24,8 @@ const PARTS: [&str; 10] = [
     "concept.rank=8",
     "concept.window=4",
     "concept.every=4",
+    "self_model.enabled=true",
+    "self_model.width=24",
     "train.eval_every=10",
 ];
 
@@ -44,15 +46,16 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     assert_eq!(go(&mut Trainer::start(config.clone(), tokenizer(), &run).unwrap(), None).0, End::Finished);
     let lines = lines(&run);
     for line in &lines {
-        let [lm, concept, entropy] = ["loss.lm", "loss.concept", "loss.entropy"].map(|key| number(line, key));
-        let total = lm + 0.1 * concept + 0.02 * entropy;
+        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self"];
+        let [lm, concept, entropy, of_self] = keys.map(|key| number(line, key));
+        let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self;
         assert!((number(line, "loss") - total).abs() < 1e-9, "{line}");
     }
     let held_out = |key: &str| lines.iter().filter(|line| line.get(key).is_some()).count();
-    assert_eq!(["val_loss", "val_loss.concept", "val_loss.entropy"].map(held_out), [4, 4, 4]);
+    assert_eq!(["val_loss", "val_loss.concept", "val_loss.entropy", "val_loss.self"].map(held_out), [4; 4]);
     let shares =
         |key: &str| lines.iter().filter_map(|line| line.get(key)).map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
-    for key in ["grad_share.concept", "grad_share.entropy"] {
+    for key in ["grad_share.concept", "grad_share.entropy", "grad_share.self"] {
         let shares = shares(key);
         // Gradients reach the trunk, not by more than the language model's, and none at the end of the cooldown.
         assert!(
@@ -60,12 +63,14 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
             "{shares:?}"
         );
     }
-    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg"] {
+    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self.svg"] {
         assert!(std::fs::read_to_string(run.join(name)).unwrap().contains("polyline"), "{name}");
     }
     // The concept head begins at the unigram, which it must beat; the language model learns beside it.
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
     assert!(number(last, "val_loss.concept") < number(first, "loss.concept") - 0.1, "{first} {last}");
+    // The self-model begins with nothing said: 1 for the features, the whole loss, the doubt.
+    assert!(number(last, "val_loss.self") < number(first, "loss.self") - 1.0, "{first} {last}");
     assert!(number(last, "loss.lm") < number(first, "loss.lm") - 0.5);
     let opened = load_model(&run, DType::F32).unwrap();
     assert_eq!(*opened.model.config(), config.model);
@@ -136,7 +141,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
         config.device.dtype = dtype;
         let out = folder.path().join(name);
         go(&mut Trainer::start(config, tokenizer(), &out).unwrap(), Some(8));
-        let keys = ["loss.lm", "loss.concept", "loss.entropy"];
+        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self"];
         lines(&out).iter().map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
     };
     let sim = ["device.kind=sim", "device.sim=checked"];
@@ -145,7 +150,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
     let written = run("written", &[&sim[..], &["device.graph=false"]].concat(), DType::F32);
     assert_eq!(device, written);
     for (step, ((exact, host), device)) in exact.iter().zip(&host).zip(&device).enumerate() {
-        for k in 0..3 {
+        for k in 0..4 {
             let (host, device) = ((host[k] - exact[k]).abs(), (device[k] - exact[k]).abs());
             let bound = 2.0 * host + 2f64.powi(-18) * exact[k].abs().max(1.0);
             assert!(device <= bound, "step {step}, loss {k}: {device:e} from f64, the CPU {host:e}");
@@ -163,11 +168,13 @@ fn all_parts_cost_little() {
         layers.resolve(32_768).unwrap()
     };
     let (plain, full) = (of(None), of(Some("full")));
-    assert!(full.model.parts.psyche.enabled && full.model.parts.concept.enabled && full.model.parts.hypercube.enabled);
+    let parts = &full.model.parts;
+    assert!(parts.psyche.enabled && parts.concept.enabled && parts.hypercube.enabled && parts.self_model.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
-    // Controller; into the code twice and out of it; an eighth of the concept head; query, keys, values and output of the memes.
+    // Query, keys, values and output of the memes.
     let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
-    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + memetic;
+    // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back.
+    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + 256 * (768 + 66) + 64 * 768 / 3 + memetic;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {
@@ -190,6 +197,8 @@ fn keys_out_of_range_are_refused_in_one_line() {
     assert!(refused("hypercube.bits=17").contains("between 1 and 16"));
     assert!(refused("loss.concept.weight=-1").contains("loss.concept.weight = -1"));
     assert!(refused("loss.entropy.rho=2").contains("loss.entropy.rho = 2"));
+    assert!(refused("self_model.width=0").contains("between 1 and"));
+    assert!(refused("loss.self.rho=2").contains("loss.self.rho = 2"));
     assert!(refused("psyche.enable=true").contains("did you mean psyche.enabled?"));
     assert!(refused("psyche.source=ego").contains("psyche"));
     let mut shallow = Layers::default();

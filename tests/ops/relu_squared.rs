@@ -1,0 +1,6 @@
+use super::*;
+
+#[test]
+fn cases() {
+    check(verify::heads::relu_squared);
+}
