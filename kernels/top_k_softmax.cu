@@ -4,7 +4,9 @@
 //   y       [N, M]  f32 or bf16, =
 //   index   [N, k]  =; the chosen entries, the highest score first (of equal ones the earlier entry); ~0 past the last
 //   weight  [N, k]  f32, =; their weights
-//   scores  [N, M];  seen [N]: how many entries, from the first on, a row sees, or null for all
+//   scores  [N, M]
+//   born    [S, M]  when each entry of each bank came, the rows in equal shares to the banks in order; null where all are seen
+//   limits  [N / t] t rows each see the entries born before this
 //
 // `bwd`: ds_i = -scale a_i sum_j a_j (da_j - da_i)
 //   ds      [N, M]  =;  da [N, M]
@@ -52,13 +54,14 @@ __device__ __forceinline__ Candidate warp_best(Candidate a) {
     return a;
 }
 
-// This lane's best entry of those below `last`; lane l has entries l, l + 32, ...
+// This lane's best entry of those that are seen and below `last`; lane l has entries l, l + 32, ...
 template <typename E>
-__device__ __forceinline__ Candidate lane_best(const E* row, u32 visible, u32 lane, Candidate last) {
+__device__ __forceinline__ Candidate lane_best(const E* row, const u32* born, u32 limit, u32 m, u32 lane, Candidate last) {
     Candidate best = {0.0f, NONE};
-    for (u32 i = lane; i < visible; i += WARP) {
+    for (u32 i = lane; i < m; i += WARP) {
         const Candidate c = {load(row + i), i};
-        if (is_above(c, best) && (last.entry == NONE || is_above(last, c))) {
+        const bool is_seen = born == nullptr || born[i] < limit;
+        if (is_seen && is_above(c, best) && (last.entry == NONE || is_above(last, c))) {
             best = c;
         }
     }
@@ -66,23 +69,24 @@ __device__ __forceinline__ Candidate lane_best(const E* row, u32 visible, u32 la
 }
 
 template <typename E>
-__device__ __forceinline__ void forward(E* gy, u32* gindex, float* gweight, const E* gscores, const u32* gseen, float scale, u32 n, u32 m, u32 k) {
+__device__ __forceinline__ void forward(E* gy, u32* gindex, float* gweight, const E* gscores, const u32* gborn, const u32* glimits, float scale, u32 n, u32 m, u32 k, u32 rows, u32 t) {
     const u32 row = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= n) {
         return;  // a whole warp
     }
     const E* scores = gscores + static_cast<u64>(row) * m;
-    const u32 visible = gseen == nullptr ? m : min(m, gseen[row]);
+    const u32* born = gborn == nullptr ? nullptr : gborn + static_cast<u64>(row / rows) * m;
+    const u32 limit = gborn == nullptr ? 0 : glimits[row / t];
     // Each lane offers its best; whose is taken looks for its next.
     Candidate mine = {0.0f, NONE};
-    Candidate offer = lane_best(scores, visible, lane, mine);
+    Candidate offer = lane_best(scores, born, limit, m, lane, mine);
     for (u32 j = 0; j < k; j++) {
         const Candidate best = warp_best(offer);
         if (lane == j) {
             mine = best;
         }
         if (best.entry != NONE && offer.entry == best.entry) {
-            offer = lane_best(scores, visible, lane, best);
+            offer = lane_best(scores, born, limit, m, lane, best);
         }
     }
     const float peak = __shfl_sync(ALL_LANES, mine.score, 0);
@@ -140,12 +144,12 @@ __device__ __forceinline__ void backward(E* gds, float* gcost, const u32* gindex
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) top_k_softmax_fwd_warp_per_row_f32(float* y, u32* index, float* weight, const float* scores, const u32* seen, float scale, u32 n, u32 m, u32 k) {
-    forward(y, index, weight, scores, seen, scale, n, m, k);
+extern "C" __global__ void __launch_bounds__(256, 4) top_k_softmax_fwd_warp_per_row_f32(float* y, u32* index, float* weight, const float* scores, const u32* born, const u32* limits, float scale, u32 n, u32 m, u32 k, u32 rows, u32 t) {
+    forward(y, index, weight, scores, born, limits, scale, n, m, k, rows, t);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) top_k_softmax_fwd_warp_per_row_bf16(bf16* y, u32* index, float* weight, const bf16* scores, const u32* seen, float scale, u32 n, u32 m, u32 k) {
-    forward(y, index, weight, scores, seen, scale, n, m, k);
+extern "C" __global__ void __launch_bounds__(256, 4) top_k_softmax_fwd_warp_per_row_bf16(bf16* y, u32* index, float* weight, const bf16* scores, const u32* born, const u32* limits, float scale, u32 n, u32 m, u32 k, u32 rows, u32 t) {
+    forward(y, index, weight, scores, born, limits, scale, n, m, k, rows, t);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) top_k_softmax_bwd_warp_per_row_f32(float* ds, float* cost, const u32* index, const float* weight, const float* da, float scale, u32 n, u32 m, u32 k) {

@@ -1,11 +1,13 @@
 //! The ops of the parts beyond the backbone.
 
 use super::{Row, Size, Stage, Work};
+use crate::ops::bank_product::{self, Side};
+use crate::ops::bank_write::{self, Banks};
 use crate::ops::blend::{self, Gradients, Options, Source, Weights};
 use crate::ops::concept_loss::{self, Concepts, Windows};
 use crate::ops::hypercube;
 use crate::ops::select_rows::{self, Stride};
-use crate::ops::top_k_softmax;
+use crate::ops::{segment_mean, top_k_softmax};
 use crate::tensor::{DType, ParamId, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -16,6 +18,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     rows.extend(hypercube_rows(dtype, n));
     rows.extend(select_rows_rows(dtype, [n, c]));
     rows.extend(top_k_softmax_rows(dtype, [n, size.of(96, 1024, 1024)]));
+    rows.extend(bank_rows(dtype, [n, c, size.of(32, 256, 256)]));
     rows.push(concept_loss_row(dtype, [n / 8, size.of(16, 64, 64), size.of(1000, 50_257, 50_257)]));
     rows
 }
@@ -83,6 +86,52 @@ fn top_k_softmax_rows(dtype: DType, [n, m]: [usize; 2]) -> [Row; 2] {
         }),
     ]
 }
+
+/// Eight streams of banks of M rows: a product with their values, the mean of each segment of 1/8 of the rows, and a row written for it.
+fn bank_rows(dtype: DType, [n, c, m]: [usize; 3]) -> [Row; 3] {
+    const STREAMS: usize = 8;
+    let (extents, bytes) = ([("N", n), ("M", m), ("C", c)], dtype.size_bytes());
+    let product = Work { bytes: bytes * (n * m + n * c + STREAMS * m * c), flops: 2 * n * m * c, tokens: 0 };
+    [
+        Row::new(["bank_product", "fwd", "columns"], dtype, &extents, product, move |stage| {
+            let (x, bank) = (stage.normals([n, m], dtype), stage.normals([STREAMS, m, c], dtype));
+            let arena = stage.arena.clone();
+            Box::new(move || vec![bank_product::forward(&arena, &x, &bank, Side::Columns)])
+        }),
+        Row::new(
+            ["segment_mean", "fwd", "column_per_thread"],
+            dtype,
+            &extents,
+            Work::bytes(bytes * n * c),
+            move |stage| {
+                let (x, arena) = (stage.normals([n, c], dtype), stage.arena.clone());
+                Box::new(move || vec![segment_mean::forward(&arena, &x, n / STREAMS, n / STREAMS, None)])
+            },
+        ),
+        Row::new(
+            ["bank_write", "fwd", "warp_per_row"],
+            dtype,
+            &extents,
+            Work::bytes(bytes * 2 * STREAMS * (KEY + c)),
+            move |stage| {
+                let [keys, values] = [KEY, c].map(|width| stage.normals([STREAMS, width], dtype));
+                let [mut to_keys, mut to_values] = [KEY, c].map(|width| stage.normals([STREAMS, m, width], dtype));
+                let [mut born, mut clock] = [STREAMS * m, STREAMS].map(|count| stage.ids(count, 2));
+                let (arena, streams) = (stage.arena.clone(), [STREAMS, m]);
+                born = born.reshape(streams);
+                Box::new(move || {
+                    let banks =
+                        Banks { keys: &mut to_keys, values: &mut to_values, born: &mut born, clock: &mut clock };
+                    let times = bank_write::forward(&arena, banks, &keys, &values);
+                    vec![times]
+                })
+            },
+        ),
+    ]
+}
+
+/// Width of the keys of a bank.
+const KEY: usize = 64;
 
 /// The windows of every eighth token, and three products of `2 M R Nc`; rows, codes and the gradients of both.
 fn concept_loss_row(dtype: DType, [m, r, nc]: [usize; 3]) -> Row {

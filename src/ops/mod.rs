@@ -6,6 +6,8 @@
 
 pub mod add;
 pub mod attention;
+pub mod bank_product;
+pub mod bank_write;
 pub mod blend;
 pub mod clip;
 pub mod concept_loss;
@@ -21,6 +23,7 @@ pub mod relu_squared;
 pub mod rmsnorm;
 pub mod rope;
 pub mod scale_grad;
+pub mod segment_mean;
 pub mod select_rows;
 pub mod self_loss;
 pub mod short_conv;

@@ -33,6 +33,16 @@ pub struct Options {
     pub scale: f64,
 }
 
+/// Which entries a row sees: those that were there before it.
+#[derive(Clone, Copy)]
+pub struct Sight<'a> {
+    /// `[S, M]` u32: when each entry of each of `S` banks came. The rows fall to the banks in equal shares, in order.
+    pub born: &'a Tensor,
+    /// `[N / t]` u32: `t` rows each see the entries that came before this.
+    pub limits: &'a Tensor,
+    pub t: usize,
+}
+
 /// What backward needs.
 #[derive(Debug)]
 pub struct Saved {
@@ -50,10 +60,14 @@ fn is_above<F: Float>(a: F, b: F) -> bool {
     a > b || (is_nan(a) && !is_nan(b))
 }
 
-/// Scores `[N, M]` -> weights `[N, M]`. Row `n` sees the first `seen[n]` entries (u32), all without `seen`.
-pub fn forward(arena: &Arena, scores: &Tensor, seen: Option<&Tensor>, options: Options) -> (Tensor, Saved) {
+/// Scores `[N, M]` -> weights `[N, M]`. Rows see what `sight` says, all entries without it.
+pub fn forward(arena: &Arena, scores: &Tensor, sight: Option<Sight>, options: Options) -> (Tensor, Saved) {
     let ([n, m], dtype, top) = (scores.shape().rows_cols(), scores.dtype(), options.top);
     assert!((1..=TOP_MAX).contains(&top), "a read of {top} entries");
+    let banks = sight.map_or(1, |sight| sight.born.elems() / m);
+    if let Some(Sight { born, limits, t }) = sight {
+        assert!(born.elems() == banks * m && n.is_multiple_of(banks) && limits.elems() * t == n, "what rows see");
+    }
     let mut y = Tensor::uninit(arena, [n, m], dtype);
     let mut index = Tensor::uninit(arena, [n, top], DType::U32);
     let mut weight = Tensor::uninit(arena, [n, top], dtype.accumulator());
@@ -68,16 +82,19 @@ pub fn forward(arena: &Arena, scores: &Tensor, seen: Option<&Tensor>, options: O
                 index.ptr_mut(),
                 weight.ptr_mut(),
                 scores.ptr(),
-                seen.map_or(Ptr::none(), |seen| seen.ptr()),
+                sight.map_or(Ptr::none(), |sight| sight.born.ptr()),
+                sight.map_or(Ptr::none(), |sight| sight.limits.ptr()),
                 options.scale as f32,
                 n,
                 m,
-                top
+                top,
+                n / banks,
+                sight.map_or(1, |sight| sight.t)
             )
         );
         return (y, Saved { index, weight, entries: m, options });
     }
-    let seen = seen.map(|seen| seen.as_slice::<u32>());
+    let sight = sight.map(|Sight { born, limits, t }| (born.as_slice::<u32>(), limits.as_slice::<u32>(), t));
     for_dtype!(dtype, E => {
         let grain = grain_rows(m);
         let rows = y.as_mut_slice::<E>().par_chunks_mut(grain * m).zip(scores.as_slice::<E>().par_chunks(grain * m));
@@ -87,21 +104,31 @@ pub fn forward(arena: &Arena, scores: &Tensor, seen: Option<&Tensor>, options: O
             let rows = y.chunks_exact_mut(m).zip(scores.chunks_exact(m));
             let chosen = index.chunks_exact_mut(top).zip(weight.chunks_exact_mut(top));
             for (row, ((y, scores), (index, weight))) in rows.zip(chosen).enumerate() {
-                let visible = seen.map_or(m, |seen| m.min(seen[i * grain + row] as usize));
-                read_row(y, &scores[..visible], index, weight, <E as Elem>::Acc::from_f64(options.scale));
+                let row = i * grain + row;
+                let is_seen = |entry: usize| {
+                    sight.is_none_or(|(born, limits, t)| born[row / (n / banks) * m + entry] < limits[row / t])
+                };
+                read_row(y, scores, is_seen, index, weight, <E as Elem>::Acc::from_f64(options.scale));
             }
         })
     });
     (y, Saved { index, weight, entries: m, options })
 }
 
-fn read_row<E: Elem>(y: &mut [E], scores: &[E], index: &mut [u32], weight: &mut [E::Acc], scale: E::Acc) {
+fn read_row<E: Elem>(
+    y: &mut [E],
+    scores: &[E],
+    is_seen: impl Fn(usize) -> bool,
+    index: &mut [u32],
+    weight: &mut [E::Acc],
+    scale: E::Acc,
+) {
     type Acc<E> = <E as Elem>::Acc;
     index.fill(NONE);
     let mut held = 0;
     for (i, score) in scores.iter().enumerate() {
         let score = score.load();
-        if held == index.len() && !is_above(score, weight[held - 1]) {
+        if !is_seen(i) || (held == index.len() && !is_above(score, weight[held - 1])) {
             continue;
         }
         held = (held + 1).min(index.len());
@@ -219,11 +246,15 @@ fn launch_backward(
     sum_parts(gpu, &mut statistics, &partial, 0);
 }
 
-/// Forward in plain loops.
-pub fn reference(scores: &[f64], m: usize, seen: Option<&[u32]>, Options { top, scale }: Options) -> Vec<f64> {
+/// Forward in plain loops; `is_seen(row, entry)`.
+pub fn reference(
+    scores: &[f64],
+    m: usize,
+    is_seen: impl Fn(usize, usize) -> bool,
+    Options { top, scale }: Options,
+) -> Vec<f64> {
     let row = |(row, scores): (usize, &[f64])| {
-        let visible = seen.map_or(m, |seen| m.min(seen[row] as usize));
-        let mut order: Vec<usize> = (0..visible).collect();
+        let mut order: Vec<usize> = (0..m).filter(|&entry| is_seen(row, entry)).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
         order.truncate(top);
         let total: f64 = order.iter().map(|&i| (scale * scores[i]).exp()).sum();

@@ -2,6 +2,7 @@
 //! the self-model.
 
 use super::{Node, Tape, Var, VarId};
+use crate::ops::bank_product::{self, Side};
 use crate::ops::select_rows::{self, Stride};
 use crate::ops::{blend, concept_loss, hypercube, relu_squared, self_loss, top_k_softmax};
 use crate::tensor::{ParamId, Role, Scale, Tensor};
@@ -29,6 +30,7 @@ pub enum PartNode {
     Blend { y: VarId, x: VarId, streams: [VarId; 3], weights: BlendParams, saved: Box<blend::Saved> },
     HypercubeCode { y: VarId, x: VarId, saved: hypercube::Saved },
     SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
+    BankProduct { y: VarId, x: VarId, bank: Tensor, side: Side },
     TopK { a: VarId, scores: VarId, statistics: Option<ParamId>, saved: top_k_softmax::Saved },
     ReluSquared { y: VarId, x: VarId, saved: relu_squared::Saved },
 }
@@ -40,6 +42,7 @@ impl PartNode {
             PartNode::Blend { y, x, streams: [a, b, c], .. } => writeln!(to, "{y}, {x} = blend {a} {b} {c}"),
             PartNode::HypercubeCode { y, x, .. } => writeln!(to, "{y} = hypercube_code {x}"),
             PartNode::SelectRows { y, x, stride, .. } => writeln!(to, "{y} = select_rows {x} every {}", stride.every),
+            PartNode::BankProduct { y, x, side, .. } => writeln!(to, "{y} = bank_product {x} {side:?}"),
             PartNode::TopK { a, scores, .. } => writeln!(to, "{a} = top_k_softmax {scores}"),
             PartNode::ReluSquared { y, x, .. } => writeln!(to, "{y} = relu_squared {x}"),
         }
@@ -121,16 +124,23 @@ impl Tape<'_> {
         y
     }
 
-    /// Softmax over the highest scores of each row `[N, M]`; row `n` sees the first `seen[n]` entries, all without `seen`. What each entry is
-    /// worth is added to the gradient of `statistics [2, M]` (see [`top_k_softmax`]).
+    /// Rows multiplied with banks `[S, M, D]` that get no gradient and stay as they are until [`Tape::backward`].
+    pub fn bank_product(&mut self, x: &Var, bank: &Tensor, side: Side) -> Var {
+        let y = self.var(bank_product::forward(self.arena, &x.value, bank, side));
+        self.record_part(|| PartNode::BankProduct { y: y.id, x: x.id, bank: bank.clone(), side });
+        y
+    }
+
+    /// Softmax over the highest scores of each row `[N, M]` of those that it sees. What each entry is worth is added to the gradient of
+    /// `statistics [2, M]` (see [`top_k_softmax`]).
     pub fn top_k_softmax(
         &mut self,
         scores: &Var,
-        seen: Option<&Tensor>,
+        sight: Option<top_k_softmax::Sight>,
         options: top_k_softmax::Options,
         statistics: Option<ParamId>,
     ) -> Var {
-        let (a, saved) = top_k_softmax::forward(self.arena, &scores.value, seen, options);
+        let (a, saved) = top_k_softmax::forward(self.arena, &scores.value, sight, options);
         let a = self.var(a);
         self.record_part(|| PartNode::TopK { a: a.id, scores: scores.id, statistics, saved });
         a
@@ -178,6 +188,11 @@ impl Tape<'_> {
             PartNode::SelectRows { y, x, n, stride } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, select_rows::backward(arena, &dy, n, stride));
+                }
+            }
+            PartNode::BankProduct { y, x, bank, side } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, bank_product::forward(arena, &dy, &bank, side.other()));
                 }
             }
             PartNode::TopK { a, scores, statistics, saved } => {

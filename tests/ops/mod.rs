@@ -3,6 +3,8 @@
 mod add;
 mod attention;
 mod attention_flash;
+mod bank_product;
+mod bank_write;
 mod blend;
 mod clip;
 mod concept_loss;
@@ -18,6 +20,7 @@ mod relu_squared;
 mod rmsnorm;
 mod rope;
 mod scale_grad;
+mod segment_mean;
 mod select_rows;
 mod self_loss;
 mod short_conv;

@@ -37,7 +37,7 @@ fn fitness_is_what_leaving_an_entry_out_costs() {
     let (scores, values) = (verify::normals("fitness scores", n * m), verify::normals("fitness values", m * c));
     let goals = verify::normals("fitness goals", n * c);
     let options = Options { top, scale: 0.7 };
-    let weights = top_k_softmax::reference(&scores, m, None, options);
+    let weights = top_k_softmax::reference(&scores, m, |_, _| true, options);
     let read = |weights: &[f64]| -> Vec<f64> {
         let of = |row: &[f64], k: usize| row.iter().enumerate().map(|(i, a)| a * values[i * c + k]).sum::<f64>();
         weights.chunks(m).flat_map(|row| (0..c).map(move |k| of(row, k)).collect::<Vec<_>>()).collect()

@@ -1,0 +1,6 @@
+use super::*;
+
+#[test]
+fn cases() {
+    check(verify::banks::bank_product);
+}
