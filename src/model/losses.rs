@@ -54,20 +54,22 @@ pub struct LossScales {
     pub each: [LossScale; LOSSES],
     /// Sharpness of the hypercube's codes in their entropy.
     pub tau: Scale,
+    /// The seed of what is dropped and drawn: a whole number below [`SEEDS`](crate::tensor::noise::SEEDS). Without one nothing is dropped.
+    pub noise: Option<Scale>,
 }
 
 impl LossScales {
-    /// The language-model loss alone, each value by `factor`.
+    /// The language-model loss alone, each value by `factor`; without noise.
     pub fn lm(factor: impl Into<Scale>) -> LossScales {
-        let mut scales = LossScales::all(0.0, 0.0);
+        let mut scales = LossScales { noise: None, ..LossScales::all(0.0, 0.0) };
         scales.each[LossKind::Lm.index()].weight = factor.into();
         scales
     }
 
-    /// Every loss by the same.
+    /// Every loss by the same, with the noise of seed 1.
     pub fn all(weight: f64, rho: f64) -> LossScales {
         let each = std::array::from_fn(|_| LossScale { weight: weight.into(), rho: rho.into() });
-        LossScales { each, tau: HypercubeConfig::default().tau_end.into() }
+        LossScales { each, tau: HypercubeConfig::default().tau_end.into(), noise: Some(1.0.into()) }
     }
 
     /// Of one loss.

@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod dtype;
 pub mod flat;
+pub mod noise;
 pub mod random;
 pub mod scale;
 pub mod shape;

@@ -49,7 +49,8 @@ fn unit_interval(high: u32, low: u32) -> f64 {
     bits as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+/// The words of a counter under a key.
+pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = 0xD251_1F53_u64 * counter[0] as u64;
         let b = 0xCD9E_8D57_u64 * counter[2] as u64;

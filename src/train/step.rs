@@ -17,6 +17,7 @@ use crate::ops::clip::{self, Evidence, Limits};
 use crate::ops::grad_norm;
 use crate::tape::Tape;
 use crate::tensor::flat::Entry;
+use crate::tensor::noise::SEEDS;
 use crate::tensor::{Arena, DType, Grads, Params, Scale, Tensor};
 use anyhow::Context;
 use std::ops::Range;
@@ -39,6 +40,8 @@ pub struct Orders {
     pub losses: [LossOrder; LOSSES],
     /// Sharpness of the hypercube's codes.
     pub tau: f64,
+    /// The seed of the noise of the first micro-batch; the others have those that follow.
+    pub noise: u64,
     pub pace: Pace,
     pub limits: Limits,
     pub recompute: Recompute,
@@ -53,13 +56,14 @@ pub struct LossOrder {
 }
 
 impl Orders {
-    /// The factor of each value of each loss, with `means` of 1 over their number.
-    fn scales(&self, means: &[f64; LOSSES]) -> LossScales {
+    /// The factor of each value of each loss in a micro-batch, with `means` of 1 over their number.
+    fn scales(&self, means: &[f64; LOSSES], micro_batch: usize) -> LossScales {
         let each = std::array::from_fn(|i| {
             let LossOrder { weight, rho } = self.losses[i];
             LossScale { weight: (weight * means[i]).into(), rho: rho.into() }
         });
-        LossScales { each, tau: self.tau.into() }
+        let noise = (self.noise + micro_batch as u64) % SEEDS;
+        LossScales { each, tau: self.tau.into(), noise: Some((noise as f64).into()) }
     }
 
     fn lm_weight(&self) -> f64 {
@@ -150,8 +154,9 @@ fn ranges(model: &Gpt) -> Vec<Range<usize>> {
 fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[f64; LOSSES]) -> Done {
     let Parts { model, params, grads, moments, arena, plan, communicator } = parts;
     grads.clear();
-    let (mut totals, scales) = ([0.0; LOSSES], orders.scales(means));
-    for batch in batches {
+    let mut totals = [0.0; LOSSES];
+    for (i, batch) in batches.iter().enumerate() {
+        let scales = orders.scales(means, i);
         let rows = Rows::of(arena, batch);
         let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
         let mut tape = Tape::recording(arena, params, grads);
@@ -213,7 +218,7 @@ pub struct GpuStep {
 struct Tensors {
     /// `[4, N]` u32: tokens, targets, where each one's document begins, and whether one does.
     batch: Tensor,
-    /// `[2 losses + 1]` f32: factor of every value of each loss, then rho of each, then tau.
+    /// `[2 losses + 2]` f32: factor of every value of each loss, then rho of each, then tau, then the seed of the noise.
     scales: Tensor,
     /// `[losses]` f64: sum of each.
     totals: Tensor,
@@ -237,7 +242,7 @@ impl GpuStep {
         let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
         let mut tensors = Tensors {
             batch: zeros(4 * rows * seq_len, DType::U32),
-            scales: zeros(2 * LOSSES + 1, DType::F32),
+            scales: zeros(2 * LOSSES + 2, DType::F32),
             totals: zeros(LOSSES, DType::F64),
             knobs: zeros(5, DType::F64),
             report: zeros(clip::REPORT_SQUARES + ranges.len(), DType::F64),
@@ -270,10 +275,6 @@ impl GpuStep {
         let tensors = &mut self.tensors;
         parts.grads.clear();
         tensors.totals.clear();
-        let LossScales { each, tau } = orders.scales(&means);
-        let (weights, rhos) = (each.iter().map(|scale| &scale.weight), each.iter().map(|scale| &scale.rho));
-        let numbers: Vec<f32> = weights.chain(rhos).chain([&tau]).map(|scale| scale.value() as f32).collect();
-        tensors.scales.copy_from_slice(&numbers);
         let lm_mean = means[LossKind::Lm.index()];
         tensors.knobs.copy_from_slice(&clip::knobs(orders.lm_weight(), lm_mean, &orders.limits));
         tensors.rates.copy_from_slice(&optim::gpu::rates(parts.plan, parts.moments.updates + 1, orders.pace));
@@ -288,6 +289,7 @@ impl GpuStep {
                 self.is_ahead = true;
             }
             let (gpu, seq_len, tensors) = (self.gpu, self.seq_len, &mut self.tensors);
+            tensors.scales.copy_from_slice(&numbers(&orders.scales(&means, i)));
             self.gradients.run(gpu, self.records, || gradients(gpu, parts, orders.recompute, seq_len, tensors))?;
             parts.arena.reset();
         }
@@ -309,6 +311,12 @@ impl GpuStep {
     }
 }
 
+/// As they lie in a GPU's memory.
+fn numbers(LossScales { each, tau, noise }: &LossScales) -> Vec<f32> {
+    let (weights, rhos) = (each.iter().map(|scale| &scale.weight), each.iter().map(|scale| &scale.rho));
+    weights.chain(rhos).chain([tau]).chain(noise).map(|scale| scale.value() as f32).collect()
+}
+
 /// Adds the gradients of the micro-batch, and its losses to the total.
 fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize, tensors: &mut Tensors) {
     let n = tensors.batch.elems() / 4;
@@ -317,7 +325,7 @@ fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize,
     let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
     let number = |i: usize| Scale::at(&tensors.scales, i);
     let each = std::array::from_fn(|i| LossScale { weight: number(i), rho: number(LOSSES + i) });
-    let scales = LossScales { each, tau: number(2 * LOSSES) };
+    let scales = LossScales { each, tau: number(2 * LOSSES), noise: Some(number(2 * LOSSES + 1)) };
     for Loss { kind, values } in parts.model.losses(&mut tape, &rows, &part(1), &scales, recompute) {
         clip::launch_losses(gpu, &mut tensors.totals.view_mut(kind.index(), [1]), &values);
     }

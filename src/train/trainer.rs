@@ -420,7 +420,10 @@ impl Trainer {
         let pace = Pace { lr_factor: lr, is_warmup: self.step < train.warmup_steps };
         let losses = self.loss_orders();
         let tau = self.config.model.parts.hypercube.tau(self.step as f64 / train.steps as f64);
-        let orders = Orders { losses, tau, pace, limits, recompute };
+        // Every micro-batch of every rank has a seed of its own.
+        let world = self.communicator.world() as u64;
+        let noise = (self.step * world + self.communicator.rank() as u64) * self.config.accumulation() as u64;
+        let orders = Orders { losses, tau, noise, pace, limits, recompute };
         let mut parts = Parts {
             model: &self.model,
             params: &mut self.params,
