@@ -6,6 +6,7 @@
 //! The tape knows ops and parameters; it knows no model. Ops of parts beyond the backbone are in `tape/parts.rs`, those of a state that is
 //! carried along in `tape/memory.rs`.
 
+mod aside;
 mod memory;
 mod parts;
 
@@ -15,6 +16,7 @@ use crate::tensor::{Arena, Grads, ParamId, Params, Scale, Span, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
+pub use aside::{Frozen, Measure, Note};
 pub use memory::{DecayParams, DeltaOperands, MemoryNode};
 pub use parts::{BlendParams, ConceptParams, PartNode};
 
@@ -66,34 +68,6 @@ impl fmt::Debug for Segment {
     }
 }
 
-/// What stop-gradients gave in one pass, to be given again in another: differences of a loss that has some need them held.
-#[derive(Debug, Default)]
-pub struct Frozen {
-    values: Vec<Tensor>,
-    /// The next to be given; none while they are gathered.
-    next: Option<usize>,
-}
-
-impl Frozen {
-    /// From here on gives what was gathered, from the first on.
-    pub fn rewind(&mut self) {
-        self.next = Some(0);
-    }
-
-    fn pass(&mut self, value: Tensor) -> Tensor {
-        match &mut self.next {
-            None => {
-                self.values.push(value.clone());
-                value
-            }
-            Some(next) => {
-                *next += 1;
-                self.values[*next - 1].clone()
-            }
-        }
-    }
-}
-
 /// One recorded op: operands, result, and what backward needs.
 #[derive(Debug)]
 pub enum Node {
@@ -122,6 +96,7 @@ pub struct Tape<'a> {
     nodes: Vec<Node>,
     adjoints: Vec<Option<Tensor>>,
     frozen: Option<&'a mut Frozen>,
+    notes: Vec<Note>,
 }
 
 impl<'a> Tape<'a> {
@@ -133,7 +108,7 @@ impl<'a> Tape<'a> {
     /// A tape that only computes.
     pub fn inference(arena: &'a Arena, params: &'a Params) -> Tape<'a> {
         let (nodes, adjoints) = (Vec::new(), Vec::new());
-        Tape { arena, params, grads: None, recording: false, nodes, adjoints, frozen: None }
+        Tape { arena, params, grads: None, recording: false, nodes, adjoints, frozen: None, notes: Vec::new() }
     }
 
     /// The same, its stop-gradients gathered in `frozen` or given from there.
@@ -281,6 +256,18 @@ impl<'a> Tape<'a> {
         let y = self.var(scale_grad::forward(&x.value));
         self.record(|| Node::ScaleGrad { y: y.id, x: x.id, rho });
         y
+    }
+
+    /// Something for a report, where nothing is recorded.
+    pub fn note(&mut self, note: impl FnOnce() -> Note) {
+        if !self.recording {
+            self.notes.push(note());
+        }
+    }
+
+    /// What was noted so far.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
     }
 
     /// A stop-gradient: what `work` computes, nothing of which is recorded.

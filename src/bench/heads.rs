@@ -1,14 +1,16 @@
 //! The ops of heads that observe the model.
 
-use super::{Row, Size, Work};
+use super::{Row, Size, Stage, Work};
+use crate::ops::latent::{self, CHUNK};
 use crate::ops::relu_squared;
 use crate::ops::self_loss::{self, Truth};
-use crate::tensor::DType;
+use crate::tensor::{DType, Scale, Tensor};
 
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let [n, _] = super::rowwise::stream(size);
     let mut rows: Vec<Row> = relu_squared_rows(dtype, [n, size.of(16, 256, 256)]).into();
     rows.push(self_loss_row(dtype, [n, 64]));
+    rows.extend(latent_rows(dtype, [n / 16, 64, size.of(16, 256, 256)]));
     rows
 }
 
@@ -42,4 +44,37 @@ fn self_loss_row(dtype: DType, [n, f]: [usize; 2]) -> Row {
             vec![values, ds.expect("asked for")]
         })
     })
+}
+
+/// One chunk of four tokens for every 16 tokens. Drawing reads `mu` and `log sigma` and writes a latent; backward reads three and writes
+/// two; rows are read and written.
+fn latent_rows(dtype: DType, [m, l, w]: [usize; 3]) -> [Row; 3] {
+    let extents = [("M", m), ("R", l)];
+    let bytes = |elems: usize| Work::bytes(dtype.size_bytes() * elems);
+    let saved = move |stage: &Stage| {
+        let (h, ids) = (stage.normals([m, 2 * l], dtype), stage.ids(m * CHUNK, 100));
+        let options = latent::Options { rate: 0.15, floor: 0.5, weight: 0.004 };
+        latent::Saved { h, targets: ids.reshape([m, CHUNK]), noise: Some(Scale::from(3.0)), options }
+    };
+    [
+        Row::new(["latent", "fwd", "sample"], dtype, &extents, bytes(3 * m * l), move |stage| {
+            let (saved, arena) = (saved(stage), stage.arena.clone());
+            Box::new(move || <[Tensor; 2]>::from(latent::sample(&arena, &saved)).into())
+        }),
+        Row::new(["latent", "bwd", "sample"], dtype, &extents, bytes(5 * m * l), move |stage| {
+            let (saved, dz, arena) = (saved(stage), stage.normals([m, l], dtype), stage.arena.clone());
+            Box::new(move || vec![latent::backward(&arena, Some(&dz), &0.5.into(), &saved)])
+        }),
+        Row::new(
+            ["latent", "fwd", "mask_rows"],
+            dtype,
+            &[("N", m * CHUNK), ("F", w)],
+            bytes(2 * m * CHUNK * w),
+            move |stage| {
+                let (x, kept) = (stage.normals([m * CHUNK, w], dtype), stage.ids(m * CHUNK, 100));
+                let arena = stage.arena.clone();
+                Box::new(move || vec![latent::mask_rows(&arena, &x, &kept)])
+            },
+        ),
+    ]
 }

@@ -97,13 +97,16 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
     let evaluation = bits_per_byte(&model, &params, &arena, &mut packer, command.tokens);
     bar.finish_and_clear();
     let evaluation = evaluation?;
-    let Evaluation { bits_per_byte, loss, tokens, bytes, ref parts } = evaluation;
+    let Evaluation { bits_per_byte, loss, tokens, bytes, ref parts, ref notes } = evaluation;
     if !(bits_per_byte.is_finite() && loss.is_finite()) {
         bail!("the loss is {loss}: the model computes no probabilities any more");
     }
     let mut text = format!("bits per byte  {bits_per_byte:.4}\nloss           {loss:.4} nats per token\n");
     for (name, loss) in parts {
         text += &format!("{:<14} {loss:.4} nats\n", format!("loss.{name}"));
+    }
+    for (name, value) in notes {
+        text += &format!("{name:<14} {value:.4}\n");
     }
     text += &format!("over           {tokens} tokens, {bytes} bytes\n");
     if command.json {

@@ -5,7 +5,7 @@ use crate::data::{Batch, IGNORE, Packer};
 use crate::model::gpt::{Recompute, Rows};
 use crate::model::losses::{LOSSES, Loss, LossKind, LossScales};
 use crate::model::{Gpt, ModelConfig};
-use crate::tape::Tape;
+use crate::tape::{Measure, Note, Tape};
 use crate::tensor::{Arena, Params, Tensor};
 use crate::user_bail;
 use std::collections::BTreeMap;
@@ -24,6 +24,9 @@ pub struct Evaluation {
     /// Mean of each loss beyond the language model's, by its name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<&'static str, f64>,
+    /// What else the parts report: `latent.accuracy`, ...
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<&'static str, f64>,
 }
 
 /// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch
@@ -42,7 +45,7 @@ pub fn bits_per_byte(
 ) -> anyhow::Result<Evaluation> {
     let (mut nats, mut nats_with_bytes) = (0.0, 0.0);
     let (mut tokens, mut bytes, mut seen) = (0, 0, 0);
-    let mut parts = [(0.0, 0); LOSSES];
+    let mut seen_parts = PartSums::default();
     loop {
         let batch = packer.next_batch()?;
         let size = batch.targets.len();
@@ -51,7 +54,7 @@ pub fn bits_per_byte(
         }
         check_batch(model.config(), &batch)?;
         seen += size;
-        let losses = losses(model, params, arena, &batch, &mut parts);
+        let losses = losses(model, params, arena, &batch, &mut seen_parts);
         arena.device().synchronise()?;
         for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
             nats += loss;
@@ -70,24 +73,43 @@ pub fn bits_per_byte(
     }
     let bits_per_byte = nats_with_bytes / (std::f64::consts::LN_2 * bytes as f64);
     let means = model.loss_kinds().into_iter().filter(|&kind| kind != LossKind::Lm).filter_map(|kind| {
-        let (sum, count) = parts[kind.index()];
+        let (sum, count) = seen_parts.losses[kind.index()];
         (count > 0).then(|| (kind.name(), sum / count as f64))
     });
-    Ok(Evaluation { bits_per_byte, loss: nats / tokens as f64, tokens, bytes, parts: means.collect() })
+    let notes = seen_parts.notes.iter().filter_map(|(&name, &(of, sum, measure))| {
+        let (_, count) = seen_parts.losses[of];
+        (count > 0).then(|| (name, measure.of_mean(sum / count as f64)))
+    });
+    let (parts, notes) = (means.collect(), notes.collect());
+    Ok(Evaluation { bits_per_byte, loss: nats / tokens as f64, tokens, bytes, parts, notes })
 }
 
-/// Nats of every target of `batch`, 0 where it is ignored; adds sum and number of every loss to `parts`.
-fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch, parts: &mut [(f64, usize); LOSSES]) -> Vec<f64> {
+/// What the batches so far add up to.
+#[derive(Default)]
+struct PartSums {
+    /// Sum and number of the values of each loss.
+    losses: [(f64, usize); LOSSES],
+    /// Of each name: the loss whose number counts, the sum, and what is made of the mean.
+    notes: BTreeMap<&'static str, (usize, f64, Measure)>,
+}
+
+/// Nats of every target of `batch`, 0 where it is ignored; adds what the parts say to `parts`.
+fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch, parts: &mut PartSums) -> Vec<f64> {
     let rows = Rows::of(arena, batch);
     let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
     let mut tape = Tape::inference(arena, params);
     let all = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
     let counts = model.counts(&batch.tokens, &batch.targets, batch.seq_len, Some(&batch.doc_start));
+    for ((_, count), more) in parts.losses.iter_mut().zip(counts) {
+        *count += more;
+    }
+    for Note { name, values, of, measure } in tape.take_notes() {
+        parts.notes.entry(name).or_insert((of, 0.0, measure)).1 += values.to_f64().iter().sum::<f64>();
+    }
     let mut lm = Vec::new();
     for Loss { kind, values } in all {
         let values = values.to_f64();
-        let (sum, count) = &mut parts[kind.index()];
-        (*sum, *count) = (*sum + values.iter().sum::<f64>(), *count + counts[kind.index()]);
+        parts.losses[kind.index()].0 += values.iter().sum::<f64>();
         if kind == LossKind::Lm {
             lm = values;
         }

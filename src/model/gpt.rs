@@ -6,6 +6,7 @@
 use super::block::{Block, Context, Stream};
 use super::concept::Concept;
 use super::hypercube::{Coded, Hypercube};
+use super::latent::Latent;
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
 use super::psyche::{Blended, Psyche};
@@ -36,6 +37,7 @@ pub struct Gpt {
     hypercube: Option<Hypercube>,
     memetic: Option<Memetic>,
     self_model: Option<SelfModel>,
+    latent: Option<Latent>,
     table: Table,
 }
 
@@ -103,6 +105,7 @@ impl Gpt {
         let memetic = (parts.memetic.enabled).then(|| Memetic::new(&mut layout, &parts.memetic, c, config.norm_eps));
         let self_model =
             (parts.self_model.enabled).then(|| SelfModel::new(&mut layout, &parts.self_model, c, config.norm_eps));
+        let latent = (parts.latent.enabled).then(|| Latent::new(&mut layout, &parts.latent, &config, embedding));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -122,6 +125,7 @@ impl Gpt {
             hypercube,
             memetic,
             self_model,
+            latent,
             table,
         })
     }
@@ -310,9 +314,16 @@ impl Gpt {
         });
         let concept = self.concept.as_ref();
         let concept = concept.and_then(|concept| concept.loss(tape, &y, rows, scales.of(LossKind::Concept)));
+        let scale = scales.of(LossKind::Reconstruction);
+        let latent = self.latent.iter().flat_map(|latent| latent.loss(tape, rows, scales.noise.as_ref(), scale));
+        let latent: Vec<Loss> = latent.collect();
         let coded = self.hypercube.as_ref().zip(coded.as_ref());
         let entropy = coded.map(|(hypercube, coded)| hypercube.loss(tape, coded, scales));
-        [Some(Loss { kind: LossKind::Lm, values }), concept, entropy, of_self].into_iter().flatten().collect()
+        [Some(Loss { kind: LossKind::Lm, values }), concept, entropy, of_self]
+            .into_iter()
+            .flatten()
+            .chain(latent)
+            .collect()
     }
 
     /// The number of values of each loss that count, over rows of `t` tokens on the host.
@@ -326,6 +337,8 @@ impl Gpt {
         if self.self_model.is_some() {
             counts[LossKind::SelfModel.index()] = counts[LossKind::Lm.index()];
         }
+        counts[LossKind::Reconstruction.index()] =
+            self.latent.as_ref().map_or(0, |latent| latent.counted(tokens, t, doc_start));
         counts
     }
 
@@ -339,7 +352,8 @@ impl Gpt {
         let concept = self.concept.as_ref().map(|_| LossKind::Concept);
         let entropy = self.hypercube.as_ref().map(|_| LossKind::Entropy);
         let of_self = self.self_model.as_ref().map(|_| LossKind::SelfModel);
-        [Some(LossKind::Lm), concept, entropy, of_self].into_iter().flatten().collect()
+        let latent = self.latent.as_ref().map(|_| LossKind::Reconstruction);
+        [Some(LossKind::Lm), concept, entropy, of_self, latent].into_iter().flatten().collect()
     }
 
     /// Whether something in it is counted in the training data before a run begins.

@@ -14,6 +14,8 @@ pub enum LossKind {
     Entropy,
     /// The self-model's: features of the deeper state, loss and error of the token.
     SelfModel,
+    /// Of chunks of tokens that go through a latent, and of the latent's divergence.
+    Reconstruction,
 }
 
 /// Number of losses.
@@ -21,7 +23,8 @@ pub const LOSSES: usize = LossKind::ALL.len();
 
 impl LossKind {
     /// All, in the order of their index.
-    pub const ALL: [LossKind; 4] = [LossKind::Lm, LossKind::Concept, LossKind::Entropy, LossKind::SelfModel];
+    pub const ALL: [LossKind; 5] =
+        [LossKind::Lm, LossKind::Concept, LossKind::Entropy, LossKind::SelfModel, LossKind::Reconstruction];
 
     /// As in `loss.NAME` of configuration and metrics.
     pub const fn name(self) -> &'static str {
@@ -30,6 +33,7 @@ impl LossKind {
             LossKind::Concept => "concept",
             LossKind::Entropy => "entropy",
             LossKind::SelfModel => "self",
+            LossKind::Reconstruction => "reconstruction",
         }
     }
 

@@ -12,6 +12,7 @@ pub mod concept;
 pub mod hypercube;
 pub mod memetic;
 pub mod self_model;
+pub mod latent;
 pub mod gpt;
 
 pub use cache::KvCache;

@@ -4,6 +4,7 @@
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::hypercube::HypercubeConfig;
+use super::latent::LatentConfig;
 use super::losses::LossKind;
 use super::memetic::MemeticConfig;
 use super::psyche::PsycheConfig;
@@ -20,10 +21,11 @@ pub struct Parts {
     pub hypercube: HypercubeConfig,
     pub memetic: MemeticConfig,
     pub self_model: SelfModelConfig,
+    pub latent: LatentConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
-pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model"];
+pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model", "latent"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -71,7 +73,7 @@ pub struct Held {
 
 impl Parts {
     fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
-        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model]
+        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model, &self.latent]
     }
 
     /// A part by the name of its table.

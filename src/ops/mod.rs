@@ -16,6 +16,7 @@ pub mod delta_rule;
 pub mod embedding;
 pub mod grad_norm;
 pub mod hypercube;
+pub mod latent;
 pub mod linear;
 pub mod lm_loss;
 pub mod mlp;

@@ -1,11 +1,11 @@
 //! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube, reads of banks,
-//! the self-model.
+//! the self-model, the latent.
 
 use super::{Node, Tape, Var, VarId};
 use crate::ops::bank_product::{self, Side};
 use crate::ops::select_rows::{self, Stride};
-use crate::ops::{blend, concept_loss, hypercube, relu_squared, self_loss, top_k_softmax};
-use crate::tensor::{ParamId, Role, Scale, Tensor};
+use crate::ops::{blend, concept_loss, hypercube, latent, relu_squared, self_loss, top_k_softmax};
+use crate::tensor::{ParamId, Role, Scale, Shape, Tensor};
 use std::fmt;
 
 /// A blend of three streams: the controller where there is a source, the bias, and the gain of the norm that follows.
@@ -32,6 +32,9 @@ pub enum PartNode {
     SelectRows { y: VarId, x: VarId, n: usize, stride: Stride },
     BankProduct { y: VarId, x: VarId, bank: Tensor, side: Side },
     TopK { a: VarId, scores: VarId, statistics: Option<ParamId>, saved: top_k_softmax::Saved },
+    LatentSample { z: VarId, h: VarId, factor: Scale, saved: Box<latent::Saved> },
+    MaskRows { y: VarId, x: VarId, kept: Tensor },
+    Reshape { y: VarId, x: VarId, from: Shape },
     ReluSquared { y: VarId, x: VarId, saved: relu_squared::Saved },
 }
 
@@ -44,6 +47,9 @@ impl PartNode {
             PartNode::SelectRows { y, x, stride, .. } => writeln!(to, "{y} = select_rows {x} every {}", stride.every),
             PartNode::BankProduct { y, x, side, .. } => writeln!(to, "{y} = bank_product {x} {side:?}"),
             PartNode::TopK { a, scores, .. } => writeln!(to, "{a} = top_k_softmax {scores}"),
+            PartNode::LatentSample { z, h, .. } => writeln!(to, "{z} = latent_sample {h}"),
+            PartNode::MaskRows { y, x, .. } => writeln!(to, "{y} = mask_rows {x}"),
+            PartNode::Reshape { y, x, .. } => writeln!(to, "{y} = reshape {x}"),
             PartNode::ReluSquared { y, x, .. } => writeln!(to, "{y} = relu_squared {x}"),
         }
     }
@@ -146,6 +152,38 @@ impl Tape<'_> {
         a
     }
 
+    /// The same elements in another shape.
+    pub fn reshape(&mut self, x: Var, shape: impl Into<Shape>) -> Var {
+        let y = self.var(x.value.reshape(shape));
+        self.record_part(|| PartNode::Reshape { y: y.id, x: x.id, from: x.value.shape() });
+        y
+    }
+
+    /// Rows that are kept; the others are 0.
+    pub fn mask_rows(&mut self, x: &Var, kept: &Tensor) -> Var {
+        let y = self.var(latent::mask_rows(self.arena, &x.value, kept));
+        self.record_part(|| PartNode::MaskRows { y: y.id, x: x.id, kept: kept.clone() });
+        y
+    }
+
+    /// Latents drawn from `h`, `mu` then `log sigma`, and the weighted divergence of each chunk, which enters the total loss by the factor
+    /// `grad_scale`.
+    pub fn latent_sample(
+        &mut self,
+        h: &Var,
+        targets: &Tensor,
+        noise: Option<&Scale>,
+        options: latent::Options,
+        grad_scale: impl Into<Scale>,
+    ) -> (Var, Tensor) {
+        let saved = latent::Saved { h: h.value.clone(), targets: targets.clone(), noise: noise.cloned(), options };
+        let (z, kl) = latent::sample(self.arena, &saved);
+        let z = self.var(z);
+        let factor = grad_scale.into();
+        self.record_part(|| PartNode::LatentSample { z: z.id, h: h.id, factor, saved: Box::new(saved) });
+        (z, kl)
+    }
+
     /// `max(x, 0)^2`.
     pub fn relu_squared(&mut self, x: Var) -> Var {
         let y = self.var(relu_squared::forward(self.arena, &x.value));
@@ -178,6 +216,20 @@ impl Tape<'_> {
             PartNode::HypercubeCode { y, x, saved } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, hypercube::backward(arena, &dy, &saved));
+                }
+            }
+            PartNode::LatentSample { z, h, factor, saved } => {
+                let dz = self.take(z);
+                self.accumulate(h, latent::backward(arena, dz.as_ref(), &factor, &saved));
+            }
+            PartNode::MaskRows { y, x, kept } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, latent::mask_rows(arena, &dy, &kept));
+                }
+            }
+            PartNode::Reshape { y, x, from } => {
+                if let Some(dy) = self.take(y) {
+                    self.accumulate(x, dy.reshape(from));
                 }
             }
             PartNode::ReluSquared { y, x, saved } => {

@@ -56,6 +56,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("loss.entropy.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("loss.self.weight", "weight of the self-model's loss"),
     ("loss.self.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
+    ("loss.reconstruction.weight", "weight of the latent's loss, which gives the trunk no gradient"),
     ("psyche.enabled", "blend the stages Id, Ego and Superego by weights of each token"),
     ("psyche.source", "what the weights are computed from: superego, id, or static (three weights for all tokens)"),
     ("hypercube.enabled", "let Id's stream pass near a vertex of a hypercube"),
@@ -84,6 +85,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "foretell from Ego's stream Superego's state, the token's loss, and whether the likeliest token is wrong",
     ),
     ("self_model.width", "width of its hidden layer"),
+    ("latent.enabled", "learn a continuous latent of chunks of four tokens, beside the trunk"),
+    ("latent.width", "width of its encoder and decoder"),
+    ("latent.every", "one of so many chunks is worked on"),
+    ("latent.dropout", "share of tokens, and of latents, that are dropped in training"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -97,6 +102,8 @@ enabled = true
 enabled = true
 [memetic]
 [self_model]
+enabled = true
+[latent]
 enabled = true
 ";
 

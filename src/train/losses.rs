@@ -13,6 +13,7 @@ pub struct LossConfig {
     pub entropy: HeadLoss,
     #[serde(rename = "self")]
     pub self_model: HeadLoss,
+    pub reconstruction: OwnLoss,
 }
 
 /// The language-model loss.
@@ -31,6 +32,13 @@ pub struct HeadLoss {
     pub rho: f64,
 }
 
+/// The loss of a part that gives the trunk no gradient.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnLoss {
+    pub weight: f64,
+}
+
 impl Default for LossConfig {
     fn default() -> LossConfig {
         let head = |weight, rho| HeadLoss { weight, rho };
@@ -39,6 +47,7 @@ impl Default for LossConfig {
             concept: head(0.1, 0.3),
             entropy: head(0.02, 0.1),
             self_model: head(0.02, 0.1),
+            reconstruction: OwnLoss { weight: 1.0 },
         }
     }
 }
@@ -52,6 +61,7 @@ impl LossConfig {
             LossKind::Concept => head(&self.concept),
             LossKind::Entropy => head(&self.entropy),
             LossKind::SelfModel => head(&self.self_model),
+            LossKind::Reconstruction => LossOrder { weight: self.reconstruction.weight, rho: 0.0 },
         }
     }
 

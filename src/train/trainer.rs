@@ -338,6 +338,8 @@ impl Trainer {
                 (record.val_loss, record.val_bpb) = (Some(result.loss), Some(result.bits_per_byte));
                 let parts = result.parts.iter().map(|(name, loss)| (format!("val_loss.{name}"), *loss));
                 record.val_parts = parts.collect();
+                let notes = result.notes.iter().map(|(name, value)| (format!("val_{name}"), *value));
+                record.val_parts.extend(notes);
                 record.grad_shares = self.gradient_shares()?;
                 observer.hear(Event::Evaluated { step, evaluation: &result });
                 evaluation = Some(result);

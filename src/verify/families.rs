@@ -45,6 +45,8 @@ pub const FAMILIES: &[Family] = &[
     cases("relu_squared", heads::relu_squared),
     cases("self_loss", heads::self_loss),
     on_device("judged_loss", heads::judged_on),
+    on_device("latent_chunks", heads::chunks_on),
+    cases("latent", heads::latent),
     cases("delta_rule", memory::delta_rule),
     on_device("delta_decode", memory::delta_decode_on),
     cases("short_conv", memory::short_conv),

@@ -1,11 +1,12 @@
-//! The cases of the ops of heads that observe the model: the self-model.
+//! The cases of the ops of heads that observe the model: the self-model, and of the latent.
 
 use super::{Cases, Check, Extent, OpCase, Outcome, ROWS, at, close, grads, integers, normals, pick, told};
 use crate::device::gpu::Gpu;
+use crate::ops::latent::{self, Chunks};
 use crate::ops::lm_loss::{self, Gradients, IGNORE, Report};
 use crate::ops::relu_squared;
 use crate::ops::self_loss::{self, Truth};
-use crate::tensor::{Arena, DType, ParamId, Tensor};
+use crate::tensor::{Arena, DType, ParamId, Scale, Tensor};
 
 /// `max(x, 0)^2`.
 pub fn relu_squared(extent: Extent, check: Check) -> Cases {
@@ -99,5 +100,86 @@ pub fn judged_on(gpu: &'static Gpu, extent: Extent) -> Cases {
             close(&format!("errors of {n} rows in {dtype}"), &told_errors, &errors, 0.0)?;
         }
         Ok(())
+    })
+}
+
+/// Rows of tokens, tokens of a row, first slot and slots to the next.
+const CHUNKS: [(usize, Chunks); 4] = [
+    (1, Chunks { t: 4, first: 0, every: 1 }),
+    (3, Chunks { t: 37, first: 1, every: 2 }),
+    (2, Chunks { t: 300, first: 2, every: 4 }),
+    (5, Chunks { t: 41, first: 0, every: 1 }),
+];
+
+/// Chunks on a GPU are those of the CPU, with and without documents and noise, and rows are dropped as there.
+///
+/// # Errors
+/// The first that is not, or what the device says.
+pub fn chunks_on(gpu: &'static Gpu, extent: Extent) -> Cases {
+    let host = Arena::new(1 << 22).map_err(|error| error.to_string())?;
+    pick(&CHUNKS, 1, extent).try_for_each(|&(rows, chunks)| {
+        let n = rows * chunks.t;
+        let (tokens, starts) = (integers("chunk tokens", n, 1000), document_starts(rows, chunks.t));
+        for (documents, noise) in [(false, None), (true, None), (true, Some(Scale::from(7.0)))] {
+            let run = |arena: &Arena| {
+                let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
+                let starts = documents.then(|| ids(&starts));
+                let gathered = chunks.gather(arena, &ids(&tokens), starts.as_ref(), noise.as_ref(), 0.3);
+                let kept = gathered.kept.elems();
+                let masked = [(DType::F32, 24), (DType::Bf16, 24), (DType::F32, 7)].map(|(dtype, c)| {
+                    let x = at(arena, dtype, [kept, c], &eighths("mask rows", kept * c));
+                    latent::mask_rows(arena, &x, &gathered.kept).to_f64()
+                });
+                let [tokens, targets, kept] = [gathered.tokens, gathered.targets, gathered.kept].map(|x| x.to_f64());
+                [vec![tokens, targets, kept], masked.to_vec()].concat()
+            };
+            let (want, got) = (run(&host), run(&Arena::scattered(gpu)));
+            told(gpu, "chunks")?;
+            for (got, want) in got.iter().zip(&want) {
+                close(&format!("chunks of {rows} x {chunks:?}"), got, want, 0.0)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Documents of 9 and of 6 tokens in turns, in every row from its beginning.
+fn document_starts(rows: usize, t: usize) -> Vec<u32> {
+    let start = |at: usize| at / 15 * 15 + if at % 15 < 9 { 0 } else { 9 };
+    (0..rows * t).map(|n| start(n % t) as u32).collect()
+}
+
+/// Chunks and width of latents.
+const LATENTS: [[usize; 2]; 4] = [[1, 1], [9, 64], [19, 33], [40, 7]];
+
+/// Latents drawn, and their divergence, which counts by a factor of 0.37.
+pub fn latent(extent: Extent, check: Check) -> Cases {
+    let all: Vec<_> = LATENTS.iter().copied().zip([Some(5), None, Some(3), Some(16_777_215)]).collect();
+    pick(&all, 2, extent).try_for_each(|&([m, l], seed)| {
+        let options = latent::Options { rate: 0.25, floor: 0.5, weight: 0.7 };
+        let has_chunk: Vec<bool> = (0..m).map(|m| m % 4 != 1).collect();
+        let targets: Vec<u32> = has_chunk.iter().flat_map(|&has| [if has { 5 } else { IGNORE }; 4]).collect();
+        let h = normals("latent h", m * 2 * l).iter().map(|x| 0.8 * x).collect();
+        check(&OpCase {
+            name: format!("latent {m} x {l} by {seed:?}"),
+            inputs: vec![h],
+            longest_sum: l.max(4),
+            run: &|arena, dtype, inputs, dy| {
+                let h = at(arena, dtype, [m, 2 * l], &inputs[0]);
+                let (targets, noise) =
+                    (Tensor::from_slice(arena, [m, 4], &targets), seed.map(f64::from).map(Scale::from));
+                let saved = latent::Saved { h, targets, noise, options };
+                let (z, kl) = latent::sample(arena, &saved);
+                let dz = at(arena, dtype, [m, l], &dy[..m * l]);
+                let factor = 0.37 * dy[m * l];
+                let dh = latent::backward(arena, Some(&dz), &factor.into(), &saved);
+                let kl = 0.37 * kl.to_f64().iter().sum::<f64>();
+                Outcome { output: [z.to_f64(), vec![kl]].concat(), gradients: vec![dh.to_f64()] }
+            },
+            reference: &|inputs| {
+                let [z, kl] = latent::reference(&inputs[0], l, &has_chunk, seed, options);
+                [z, vec![0.37 * kl.iter().sum::<f64>()]].concat()
+            },
+        })
     })
 }

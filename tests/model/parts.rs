@@ -6,6 +6,7 @@ use nanochat_gpu::data::statistics::Statistics;
 use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
+use nanochat_gpu::model::latent::LatentConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
 use nanochat_gpu::model::memetic::MemeticConfig;
 use nanochat_gpu::model::psyche::{PsycheConfig, PsycheSource};
@@ -70,6 +71,10 @@ fn self_model() -> Parts {
     Parts { self_model: SelfModelConfig { enabled: true, width: 13 }, ..Parts::default() }
 }
 
+fn latent() -> Parts {
+    Parts { latent: LatentConfig { enabled: true, width: 10, every: 1, dropout: 0.2 }, ..Parts::default() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -90,7 +95,8 @@ pub fn each() -> Vec<Alone> {
     let memetic = Alone { parts: memetic(), outputs: &["nanochat.memetic.output.weight"], is_read: true };
     let outputs = &["nanochat.self_model.output.weight"];
     let self_model = Alone { parts: self_model(), outputs, is_read: false };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model]).collect()
+    let latent = Alone { parts: latent(), outputs: &["nanochat.latent.decoder.head.weight"], is_read: false };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent]).collect()
 }
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
@@ -185,6 +191,7 @@ fn rho_scales_what_reaches_the_trunk_and_nothing_else() {
                 let head = match kind {
                     LossKind::Entropy => "hypercube",
                     LossKind::SelfModel => "self_model",
+                    LossKind::Reconstruction => "latent",
                     kind => kind.name(),
                 };
                 let is_trunk = !entry.name.starts_with(&format!("nanochat.{head}."));
@@ -314,6 +321,40 @@ fn a_self_model_begins_in_doubt() {
     for (lm, of_self) in lm.iter().zip(of_self) {
         let huber = if *lm <= 1.0 { 0.5 * lm * lm } else { lm - 0.5 };
         assert!((of_self - (1.0 + huber + 2f64.ln())).abs() < 1e-5, "{lm} {of_self}");
+    }
+}
+
+/// A new latent knows nothing of the tokens, and the trunk has no gradient of it; in evaluation no noise is drawn.
+#[test]
+fn a_latent_begins_at_even_odds_and_draws_in_training_only() {
+    let model = Gpt::new(with(&configs()[0], latent()), DType::F64).unwrap();
+    let (arena, (rows, targets)) = (Arena::new(64 << 20).unwrap(), rows(&model, 11));
+    let params = neutral_params(&model, DType::F64, &["nanochat.latent.decoder.head.weight"]);
+    let run = |params: &Params, scales: &LossScales| {
+        let mut tape = Tape::inference(&arena, params);
+        let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing);
+        let of_latent = losses.iter().filter(|loss| loss.kind == LossKind::Reconstruction);
+        let values = of_latent.map(|loss| loss.values.to_f64()).collect::<Vec<_>>();
+        (values, tape.take_notes().into_iter().map(|note| note.name).collect::<Vec<_>>())
+    };
+    let (values, notes) = run(&params, &LossScales::lm(1.0));
+    assert_eq!(notes, ["latent.bits", "latent.accuracy"]);
+    // Two rows of two chunks each: 16 tokens, 4 divergences.
+    assert!(values[0].len() == 16 && values[1].len() == 4);
+    close("even odds", &values[0], &[29f64.ln(); 16], 1e-12).unwrap();
+    let params = random_params(&model, DType::F64);
+    let with_seed = |seed: Option<f64>| {
+        let noise = seed.map(|seed| seed.into());
+        run(&params, &LossScales { noise, ..LossScales::all(1.0, 0.0) }).0
+    };
+    assert_eq!(with_seed(Some(1.0)), with_seed(Some(1.0)));
+    assert_ne!(with_seed(Some(1.0))[0], with_seed(Some(2.0))[0]);
+    assert_eq!(with_seed(None), run(&params, &LossScales::lm(1.0)).0);
+    assert_ne!(with_seed(None)[0], with_seed(Some(1.0))[0]);
+    let grads = gradients_of(&model, &params, LossKind::Reconstruction, 1.0);
+    for (i, entry) in model.layout().entries().iter().enumerate() {
+        let is_zero = grads.view(ParamId(i as u32)).to_f64().iter().all(|&g| g == 0.0);
+        assert_eq!(is_zero, !entry.name.starts_with("nanochat.latent."), "{}", entry.name);
     }
 }
 

@@ -13,6 +13,7 @@ mod delta_rule;
 mod embedding;
 mod grad_norm;
 mod hypercube;
+mod latent;
 mod linear;
 mod lm_loss;
 mod mlp;

@@ -170,7 +170,7 @@ fn orders() -> Orders {
     let losses = std::array::from_fn(|i| LossOrder { weight: f64::from(i == LossKind::Lm.index()), rho: 0.0 });
     let losses: [LossOrder; LOSSES] = losses;
     let limits = Limits { clip: 1.0, loss: f64::INFINITY, grad_norm: f64::INFINITY };
-    Orders { losses, tau: 10.0, pace: 1.0.into(), limits, recompute: Recompute::Nothing }
+    Orders { losses, tau: 10.0, noise: 0, pace: 1.0.into(), limits, recompute: Recompute::Nothing }
 }
 
 fn batch(rank: usize, step: u64) -> Batch {

@@ -14,7 +14,7 @@ use nanochat_gpu::train::trainer::{End, Trainer};
 use serde_json::Value;
 use std::path::Path;
 
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 15] = [
     "model.layers=3",
     "psyche.enabled=true",
     "hypercube.enabled=true",
@@ -26,6 +26,9 @@ const PARTS: [&str; 12] = [
     "concept.every=4",
     "self_model.enabled=true",
     "self_model.width=24",
+    "latent.enabled=true",
+    "latent.width=16",
+    "latent.every=2",
     "train.eval_every=10",
 ];
 
@@ -46,13 +49,14 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     assert_eq!(go(&mut Trainer::start(config.clone(), tokenizer(), &run).unwrap(), None).0, End::Finished);
     let lines = lines(&run);
     for line in &lines {
-        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self"];
-        let [lm, concept, entropy, of_self] = keys.map(|key| number(line, key));
-        let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self;
+        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self", "loss.reconstruction"];
+        let [lm, concept, entropy, of_self, latent] = keys.map(|key| number(line, key));
+        let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self + latent;
         assert!((number(line, "loss") - total).abs() < 1e-9, "{line}");
     }
     let held_out = |key: &str| lines.iter().filter(|line| line.get(key).is_some()).count();
     assert_eq!(["val_loss", "val_loss.concept", "val_loss.entropy", "val_loss.self"].map(held_out), [4; 4]);
+    assert_eq!(["val_loss.reconstruction", "val_latent.bits", "val_latent.accuracy"].map(held_out), [4; 3]);
     let shares =
         |key: &str| lines.iter().filter_map(|line| line.get(key)).map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
     for key in ["grad_share.concept", "grad_share.entropy", "grad_share.self"] {
@@ -63,7 +67,8 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
             "{shares:?}"
         );
     }
-    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self.svg"] {
+    assert_eq!(shares("grad_share.reconstruction"), [0.0; 4], "the latent does not move the trunk");
+    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self.svg", "loss.reconstruction.svg"] {
         assert!(std::fs::read_to_string(run.join(name)).unwrap().contains("polyline"), "{name}");
     }
     // The concept head begins at the unigram, which it must beat; the language model learns beside it.
@@ -71,6 +76,11 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     assert!(number(last, "val_loss.concept") < number(first, "loss.concept") - 0.1, "{first} {last}");
     // The self-model begins with nothing said: 1 for the features, the whole loss, the doubt.
     assert!(number(last, "val_loss.self") < number(first, "loss.self") - 1.0, "{first} {last}");
+    // The latent begins at even odds, and its report is that of the tokens alone.
+    assert!(number(last, "val_loss.reconstruction") < number(first, "loss.reconstruction") - 0.5, "{first} {last}");
+    let (bits, right) = (number(last, "val_latent.bits"), number(last, "val_latent.accuracy"));
+    let nats = bits * std::f64::consts::LN_2;
+    assert!(nats > 0.0 && nats < number(last, "val_loss.reconstruction") && (0.0..=1.0).contains(&right), "{last}");
     assert!(number(last, "loss.lm") < number(first, "loss.lm") - 0.5);
     let opened = load_model(&run, DType::F32).unwrap();
     assert_eq!(*opened.model.config(), config.model);
@@ -141,7 +151,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
         config.device.dtype = dtype;
         let out = folder.path().join(name);
         go(&mut Trainer::start(config, tokenizer(), &out).unwrap(), Some(8));
-        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self"];
+        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self", "loss.reconstruction"];
         lines(&out).iter().map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
     };
     let sim = ["device.kind=sim", "device.sim=checked"];
@@ -150,7 +160,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
     let written = run("written", &[&sim[..], &["device.graph=false"]].concat(), DType::F32);
     assert_eq!(device, written);
     for (step, ((exact, host), device)) in exact.iter().zip(&host).zip(&device).enumerate() {
-        for k in 0..4 {
+        for k in 0..5 {
             let (host, device) = ((host[k] - exact[k]).abs(), (device[k] - exact[k]).abs());
             let bound = 2.0 * host + 2f64.powi(-18) * exact[k].abs().max(1.0);
             assert!(device <= bound, "step {step}, loss {k}: {device:e} from f64, the CPU {host:e}");
@@ -170,11 +180,14 @@ fn all_parts_cost_little() {
     let (plain, full) = (of(None), of(Some("full")));
     let parts = &full.model.parts;
     assert!(parts.psyche.enabled && parts.concept.enabled && parts.hypercube.enabled && parts.self_model.enabled);
+    assert!(parts.latent.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
     // Query, keys, values and output of the memes.
     let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
-    // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back.
+    // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back; a
+    // quarter of the latent's encoder, decoder and vocabulary.
     let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + 256 * (768 + 66) + 64 * 768 / 3 + memetic;
+    let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {
@@ -198,6 +211,8 @@ fn keys_out_of_range_are_refused_in_one_line() {
     assert!(refused("loss.concept.weight=-1").contains("loss.concept.weight = -1"));
     assert!(refused("loss.entropy.rho=2").contains("loss.entropy.rho = 2"));
     assert!(refused("self_model.width=0").contains("between 1 and"));
+    assert!(refused("latent.dropout=1").contains("between 0 and 0.9"));
+    assert!(refused("latent.every=0").contains("latent.every = 0"));
     assert!(refused("loss.self.rho=2").contains("loss.self.rho = 2"));
     assert!(refused("psyche.enable=true").contains("did you mean psyche.enabled?"));
     assert!(refused("psyche.source=ego").contains("psyche"));
