@@ -2,6 +2,7 @@
 
 use super::output::print;
 use crate::formats::checkpoint::{LoadedModel, load_model, replace_file};
+use crate::model::Carried;
 use crate::model::gpt::Rows;
 use crate::model::hypercube::geometry::{Vertex, analogy, bisect, distance, geodesic, neighbours, to_bits};
 use crate::model::hypercube::vertices;
@@ -138,7 +139,7 @@ fn stream_vertices(opened: &LoadedModel, tokenizer: &Tokenizer, words: &[Word]) 
     let first = tokenizer.bos().unwrap_or(0);
     let tokens: Vec<u32> = words.iter().flat_map(|word| [first, word.id]).collect();
     let rows = Rows::new(&arena, &tokens, 2, None);
-    let code = opened.model.output(&mut Tape::inference(&arena, &opened.params), &rows).code;
+    let code = opened.model.output(&mut Tape::inference(&arena, &opened.params), &rows, &mut Carried::default()).code;
     let all = code.as_ref().map(vertices);
     Ok(all.map(|all| all.into_iter().skip(1).step_by(2).collect()))
 }

@@ -1,7 +1,7 @@
 //! `eval`: measures a model on held-out text.
 
 use super::output::print;
-use crate::data::{Corpus, LoaderOptions, Split, VAL_FRACTION};
+use crate::data::{Corpus, LoaderOptions, Packing, Split, VAL_FRACTION};
 use crate::device::choice::{self, SimMode};
 use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::load_model;
@@ -84,6 +84,8 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
             Part::Train => Split::Train,
         },
         val_fraction: command.val_fraction,
+        // A memory reads on from batch to batch.
+        packing: if config.parts.memory.enabled { Packing::Stream } else { Packing::Bos },
         tokenizer_digest: Some(tokenizer.digest()),
         ..LoaderOptions::new(rows, seq_len)
     };

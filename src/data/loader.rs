@@ -28,6 +28,8 @@ pub struct LoaderOptions {
     pub seq_len: usize,
     /// How documents are laid into rows.
     pub packing: Packing,
+    /// Rows of a stream in a batch of [`Packing::Stream`], one behind the other; divides `rows`.
+    pub segments: usize,
     /// Which targets of chats count.
     pub chat_targets: ChatTargets,
     /// This rank, from 0; its documents are its own.
@@ -53,6 +55,7 @@ impl LoaderOptions {
             rows,
             seq_len,
             packing: Packing::default(),
+            segments: 1,
             chat_targets: ChatTargets::default(),
             rank: 0,
             world: 1,
@@ -102,6 +105,9 @@ impl Corpus {
         if options.rows == 0 || options.seq_len == 0 {
             user_bail!("rows is {} and seq_len is {}; both must be at least 1", options.rows, options.seq_len);
         }
+        if options.segments == 0 || !options.rows.is_multiple_of(options.segments) {
+            user_bail!("{} segments do not divide {} rows; choose a divisor", options.segments, options.rows);
+        }
         if options.rank >= options.world {
             user_bail!("rank {} of {}: ranks count from 0 and stay below their number", options.rank, options.world);
         }
@@ -120,7 +126,8 @@ impl Corpus {
     /// A packer at the beginning, or where `state` was taken. Packs in the calling thread.
     /// Errors: a user error when the state belongs to other data, another seed or another division of the ranks.
     pub fn packer(&self, state: Option<&LoaderState>) -> anyhow::Result<Packer> {
-        let LoaderOptions { rows, seq_len, packing, chat_targets, seed, .. } = self.options;
+        let LoaderOptions { rows, seq_len, packing, segments, chat_targets, seed, .. } = self.options;
+        let segments = if packing == Packing::Stream { segments } else { 1 };
         let visit = Visit { seed: Some(seed), rank: self.options.rank as u64, world: self.options.world as u64 };
         if let Some(state) = state {
             self.check(state)?;
@@ -137,7 +144,7 @@ impl Corpus {
             });
         }
         let weights = self.collections.iter().map(|collection| collection.weight).collect();
-        let shape = Shape { rows, seq_len, packing, chat_targets, seed };
+        let shape = Shape { rows, seq_len, packing, segments, chat_targets, seed };
         let mut packer = Packer::new(shape, self.codec.clone(), self.bos, self.lengths.clone(), lanes, weights);
         if let Some(state) = state {
             packer.restore(&state.packer)?;

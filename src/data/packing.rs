@@ -4,8 +4,8 @@
 //! - [`Packing::Bos`]: every row starts with BOS at a document's start. Whole documents are put into it by best fit; when
 //!   none fits what is left, the shortest one is cropped and its rest is lost, as in nanochat. A document of more than
 //!   `seq_len` tokens is used in consecutive pieces of at most `seq_len`, each with BOS before it, and loses nothing.
-//! - [`Packing::Stream`]: row `r` of a batch goes on where row `r` of the batch before ended, with documents of its own,
-//!   and nothing is lost: every token but a stream's first is a target exactly once per epoch.
+//! - [`Packing::Stream`]: `segments` rows in a row are one stream: each goes on where the one before it ended, the first where the
+//!   last of the batch before did, with documents of its own, and nothing is lost: every token but a stream's first is a target exactly once per epoch.
 
 use super::feed::{Lane, OpenDocument, OpenState};
 use super::mixture::Shares;
@@ -50,6 +50,8 @@ pub struct Shape {
     pub seq_len: usize,
     /// How rows are filled.
     pub packing: Packing,
+    /// Rows of a stream in a batch; divides `rows`. 1 for [`Packing::Bos`].
+    pub segments: usize,
     /// Which targets of chats count.
     pub chat_targets: ChatTargets,
     /// Seed of the choice among documents that fit equally well.
@@ -63,6 +65,8 @@ pub struct Batch {
     pub rows: usize,
     /// Tokens per row.
     pub seq_len: usize,
+    /// Rows of a stream, one behind the other: 1 where each row stands alone or is a stream.
+    pub segments: usize,
     /// Input ids.
     pub tokens: Vec<u32>,
     /// The id that follows each input, or [`IGNORE`].
@@ -110,7 +114,7 @@ pub struct PackerState {
     pub picks: u64,
     /// Every source.
     pub lanes: Vec<LaneState>,
-    /// Every row, empty for [`Packing::Bos`] and before the first batch.
+    /// Every stream, empty for [`Packing::Bos`] and before the first batch.
     pub rows: Vec<RowState>,
 }
 
@@ -176,9 +180,12 @@ impl Packer {
     /// Goes on from `state`; the lanes must have been resumed from it.
     /// Errors: a user error when the number of rows of a stream changed, or a document is not there any more.
     pub fn restore(&mut self, state: &PackerState) -> anyhow::Result<()> {
-        if !state.rows.is_empty() && state.rows.len() != self.shape.rows {
-            let (then, now) = (state.rows.len(), self.shape.rows);
-            user_bail!("the checkpoint's data position has {then} rows, not {now}; resume with rows = {then}");
+        let streams = self.shape.rows / self.shape.segments;
+        if !state.rows.is_empty() && state.rows.len() != streams {
+            let (then, now) = (state.rows.len(), streams);
+            user_bail!(
+                "the checkpoint's data position has {then} rows, not {now}; resume with the same rows and segments"
+            );
         }
         (self.batches, self.picks) = (state.batches, state.picks);
         let weights = self.shares.weights().to_vec();
@@ -214,10 +221,11 @@ impl Packer {
 
     /// Packs the next batch. Errors: those of reading; a user error when one epoch of all sources does not fill a batch.
     pub fn next_batch(&mut self) -> anyhow::Result<Batch> {
-        let Shape { rows, seq_len, .. } = self.shape;
+        let Shape { rows, seq_len, segments, .. } = self.shape;
         let mut batch = Batch {
             rows,
             seq_len,
+            segments,
             tokens: Vec::with_capacity(rows * seq_len),
             targets: Vec::with_capacity(rows * seq_len),
             doc_start: Vec::with_capacity(rows * seq_len),
@@ -228,7 +236,7 @@ impl Packer {
         for row in 0..rows {
             let packed = match self.shape.packing {
                 Packing::Bos => self.bos_row()?,
-                Packing::Stream => self.stream_row(row)?,
+                Packing::Stream => self.stream_row(row / segments)?,
             };
             assert_eq!(packed.ids.len(), seq_len + 1, "a row is filled exactly");
             batch.tokens.extend_from_slice(&packed.ids[..seq_len]);

@@ -4,7 +4,7 @@
 use crate::data::{Batch, IGNORE, Packer};
 use crate::model::gpt::{Recompute, Rows};
 use crate::model::losses::{LOSSES, Loss, LossKind, LossScales};
-use crate::model::{Gpt, ModelConfig};
+use crate::model::{Carried, Gpt, ModelConfig};
 use crate::tape::{Measure, Note, Tape};
 use crate::tensor::{Arena, Params, Tensor};
 use crate::user_bail;
@@ -31,7 +31,7 @@ pub struct Evaluation {
 
 /// Evaluates `model` on the batches of `packer`, taken from its beginning (`Corpus::packer(None)`). Ends before a batch
 /// that has documents of a second epoch, or that would make more than `tokens_max` targets; the first batch counts in
-/// any case. The activations live in `arena`, which must be empty and have room for a batch.
+/// any case. What a model carries from batch to batch begins from nothing. The activations live in `arena`, which must be empty and have room for a batch.
 ///
 /// # Errors
 /// A user error for rows longer than the model's context, for ids beyond its vocabulary, and for a split without bytes;
@@ -46,6 +46,7 @@ pub fn bits_per_byte(
     let (mut nats, mut nats_with_bytes) = (0.0, 0.0);
     let (mut tokens, mut bytes, mut seen) = (0, 0, 0);
     let mut seen_parts = PartSums::default();
+    let mut carried = None;
     loop {
         let batch = packer.next_batch()?;
         let size = batch.targets.len();
@@ -54,7 +55,10 @@ pub fn bits_per_byte(
         }
         check_batch(model.config(), &batch)?;
         seen += size;
-        let losses = losses(model, params, arena, &batch, &mut seen_parts);
+        let streams = batch.rows / batch.segments;
+        let carried =
+            carried.get_or_insert_with(|| Carried::new(arena.device(), model.config(), streams, params.dtype()));
+        let losses = losses(model, params, arena, &batch, &mut seen_parts, carried);
         arena.device().synchronise()?;
         for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {
             nats += loss;
@@ -94,11 +98,18 @@ struct PartSums {
 }
 
 /// Nats of every target of `batch`, 0 where it is ignored; adds what the parts say to `parts`.
-fn losses(model: &Gpt, params: &Params, arena: &Arena, batch: &Batch, parts: &mut PartSums) -> Vec<f64> {
+fn losses(
+    model: &Gpt,
+    params: &Params,
+    arena: &Arena,
+    batch: &Batch,
+    parts: &mut PartSums,
+    carried: &mut Carried,
+) -> Vec<f64> {
     let rows = Rows::of(arena, batch);
     let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
     let mut tape = Tape::inference(arena, params);
-    let all = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let all = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing, carried);
     let counts = model.counts(&batch.tokens, &batch.targets, batch.seq_len, Some(&batch.doc_start));
     for ((_, count), more) in parts.losses.iter_mut().zip(counts) {
         *count += more;

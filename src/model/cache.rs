@@ -1,4 +1,4 @@
-//! A plain contiguous cache of one sequence: keys and values of attention, states of Kimi Delta Attention.
+//! A plain contiguous cache of one sequence: keys and values of attention, states of Kimi Delta Attention and of the memory.
 
 use super::ModelConfig;
 use super::kda::KdaState;
@@ -10,6 +10,8 @@ use crate::tensor::{Arena, DType, Tensor};
 /// Keys and values of every attention layer for up to `capacity` tokens, in the accumulator type; the state of every other.
 pub struct KvCache {
     layers: Vec<Layer>,
+    /// `[1, H, dk, dv]`, of a model with a memory.
+    memory: Option<Tensor>,
     len: usize,
     capacity: usize,
 }
@@ -37,7 +39,9 @@ impl KvCache {
             true => Layer::Kda(KdaState::new(device, config, dtype)),
             false => Layer::Attention { k: buffer(), v: buffer() },
         };
-        KvCache { layers: (0..config.layers).map(layer).collect(), len: 0, capacity }
+        let memory = &config.parts.memory;
+        let memory = memory.enabled.then(|| memory.states(device, 1, dtype));
+        KvCache { layers: (0..config.layers).map(layer).collect(), memory, len: 0, capacity }
     }
 
     /// Tokens held.
@@ -58,6 +62,11 @@ impl KvCache {
     /// Counts `t` tokens that every layer has appended.
     pub(super) fn advance(&mut self, t: usize) {
         self.len += t;
+    }
+
+    /// The state of the memory.
+    pub(super) fn memory(&mut self) -> &mut Tensor {
+        self.memory.as_mut().expect("a cache of a model with a memory")
     }
 
     /// The state of a layer of Kimi Delta Attention.

@@ -168,7 +168,7 @@ impl Concept {
         let codes = push("codes.weight", &[count, rank], role, init);
         let bias = push("bias", &[count], Role::Fixed, Init::ZERO);
         let idf = push("idf", &[count], Role::Fixed, Init::Constant(1.0));
-        Concept { config: config.clone(), projection, params: ConceptParams { codes, bias, idf }, eps }
+        Concept { config: *config, projection, params: ConceptParams { codes, bias, idf }, eps }
     }
 
     /// The windows of rows of `t` tokens: the first prediction is in the middle of the first stride, where there is a context.

@@ -4,11 +4,13 @@
 //! `E` as `W_lm`.
 
 use super::block::{Block, Context, Stream};
+use super::carried::Carried;
 use super::concept::Concept;
 use super::hypercube::{Coded, Hypercube};
 use super::latent::Latent;
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
+use super::memory::{self, Memory};
 use super::psyche::{Blended, Psyche};
 use super::self_model::{Seen, SelfModel};
 use super::{KvCache, ModelConfig};
@@ -38,6 +40,7 @@ pub struct Gpt {
     memetic: Option<Memetic>,
     self_model: Option<SelfModel>,
     latent: Option<Latent>,
+    memory: Option<Memory>,
     table: Table,
 }
 
@@ -53,6 +56,8 @@ pub struct Rows {
     /// `[B T]` u32: 1 where a document begins, none where that is not known. The first token of a row may go on with the last
     /// one of another.
     pub starts: Option<Tensor>,
+    /// Rows that go on with each other, one behind the other: segments of a stream. 1 where each stands alone.
+    pub segments: usize,
 }
 
 impl Rows {
@@ -61,14 +66,15 @@ impl Rows {
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
         let starts = |(i, &start): (usize, &u32)| u32::from(start as usize == i % t);
         let starts = doc_start.map(|doc_start| ids(&doc_start.iter().enumerate().map(starts).collect::<Vec<u32>>()));
-        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids), starts }
+        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids), starts, segments: 1 }
     }
 
     /// The rows of a batch.
     pub fn of(arena: &Arena, batch: &Batch) -> Rows {
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
-        let Batch { tokens, seq_len, doc_start, begins, .. } = batch;
-        Rows { tokens: ids(tokens), t: *seq_len, doc_start: Some(ids(doc_start)), starts: Some(ids(begins)) }
+        let Batch { tokens, seq_len: t, doc_start, begins, segments, .. } = batch;
+        let [doc_start, starts] = [doc_start, begins].map(|values| Some(ids(values)));
+        Rows { tokens: ids(tokens), t: *t, doc_start, starts, segments: *segments }
     }
 }
 
@@ -106,6 +112,7 @@ impl Gpt {
         let self_model =
             (parts.self_model.enabled).then(|| SelfModel::new(&mut layout, &parts.self_model, c, config.norm_eps));
         let latent = (parts.latent.enabled).then(|| Latent::new(&mut layout, &parts.latent, &config, embedding));
+        let memory = (parts.memory.enabled).then(|| Memory::new(&mut layout, &parts.memory, c, config.norm_eps));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -126,6 +133,7 @@ impl Gpt {
             memetic,
             self_model,
             latent,
+            memory,
             table,
         })
     }
@@ -194,33 +202,24 @@ impl Gpt {
         Gpt { psyche: self.psyche.as_ref().map(|psyche| psyche.leaning(lean)), ..self.clone() }
     }
 
-    /// Runs the blocks over `tokens`, each by `run`; `stop` may end the pass after Id.
-    fn trunk(
-        &self,
-        tape: &mut Tape,
-        tokens: &Tensor,
-        run: &mut dyn FnMut(&mut Tape, &Block, Stream) -> Stream,
-        stop: &mut dyn FnMut(&mut Tape, &Var) -> Option<Blended>,
-    ) -> Trunk {
+    /// Runs the blocks over `tokens`; a single token of a cached sequence may end after Id.
+    fn trunk(&self, tape: &mut Tape, tokens: &Tensor, mut pass: Pass) -> Trunk {
         let stages = self.config.parts.needs_stages().then(|| self.config.stages().expect("checked when made"));
         let mut stream = Stream::new(tape.embedding(self.embedding, tokens));
         let (mut ends, mut coded) = (Vec::new(), None);
         for block in &self.blocks {
-            stream = run(tape, block, stream);
+            stream = self.run(tape, block, stream, &mut pass);
             let Some(stages) = &stages else { continue };
             let done = block.layer() + 1;
             if [stages.id.end, stages.ego.end, stages.superego.end].contains(&done) {
                 let mut h = stream.settle(tape);
-                if done == stages.id.end
-                    && let Some(hypercube) = &self.hypercube
-                {
-                    let (with_code, seen) = hypercube.forward(tape, &h);
-                    (h, coded) = (with_code, Some(seen));
-                }
-                if done == stages.id.end
-                    && let Some(blended) = stop(tape, &h)
-                {
-                    return Trunk { end: TrunkEnd::Early { id: h, blended }, coded };
+                if done == stages.id.end {
+                    (h, coded) = self.after_id(tape, h, &mut pass);
+                    if let (Pass::Cached { t: 1, .. }, Some(psyche)) = (&pass, &self.psyche)
+                        && let Some(blended) = psyche.exit(tape, &h, self.final_gain)
+                    {
+                        return Trunk { end: TrunkEnd::Early { id: h, blended }, coded };
+                    }
                 }
                 if done == stages.ego.end
                     && let Some(memetic) = &self.memetic
@@ -238,28 +237,60 @@ impl Gpt {
         Trunk { end, coded }
     }
 
-    /// The trunk over whole rows.
-    ///
-    /// # Panics
-    /// If `t` is above `max_seq_len`.
-    fn trunk_of_rows(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute) -> Trunk {
-        let (config, t) = (&self.config, rows.t);
-        let [doc_start, starts] = [&rows.doc_start, &rows.starts].map(|x| x.clone().filter(|_| config.document_mask));
+    /// Runs one block.
+    fn run(&self, tape: &mut Tape, block: &Block, stream: Stream, pass: &mut Pass) -> Stream {
+        let (rows, recompute) = match pass {
+            Pass::Rows { rows, recompute, .. } => (rows, *recompute),
+            Pass::Cached { t, cache } => {
+                return block.forward(tape, &self.config, &self.table, stream, *t, Context::Cached(cache));
+            }
+        };
+        let is_masked = self.config.document_mask;
+        let (t, [doc_start, starts]) =
+            (rows.t, [&rows.doc_start, &rows.starts].map(|x| x.clone().filter(|_| is_masked)));
         let context = move || Context::Rows { doc_start: doc_start.clone(), starts: starts.clone() };
-        let mut run = |tape: &mut Tape, block: &Block, stream: Stream| match recompute {
-            Recompute::Nothing => block.forward(tape, config, &self.table, stream, t, context()),
+        match recompute {
+            Recompute::Nothing => block.forward(tape, &self.config, &self.table, stream, t, context()),
             Recompute::Blocks => {
                 let label = format!("block {}", block.layer());
-                let (block, config, table) = (block.clone(), config.clone(), self.table.clone());
-                let context = context.clone();
+                let (block, config, table) = (block.clone(), self.config.clone(), self.table.clone());
                 let run = move |tape: &mut Tape, h: Var| {
                     block.forward(tape, &config, &table, Stream::new(h), t, context()).settle(tape)
                 };
                 let h = stream.settle(tape);
                 Stream::new(tape.checkpoint(h, Segment { label, run: Arc::new(run) }))
             }
-        };
-        self.trunk(tape, &rows.tokens, &mut run, &mut |_, _| None)
+        }
+    }
+
+    /// What Id's stream reads at its end: the memory, then the hypercube.
+    fn after_id(&self, tape: &mut Tape, mut h: Var, pass: &mut Pass) -> (Var, Option<Coded>) {
+        if let Some(memory) = &self.memory {
+            let past = match pass {
+                Pass::Rows { rows, carried, .. } => memory::Past::Streams {
+                    t: rows.segments * rows.t,
+                    starts: rows.starts.as_ref(),
+                    states: carried.memory(),
+                },
+                Pass::Cached { t, cache } => memory::Past::Cached { t: *t, state: cache.memory() },
+            };
+            h = memory.forward(tape, &h, past);
+        }
+        match &self.hypercube {
+            Some(hypercube) => {
+                let (h, coded) = hypercube.forward(tape, &h);
+                (h, Some(coded))
+            }
+            None => (h, None),
+        }
+    }
+
+    /// The trunk over whole rows.
+    ///
+    /// # Panics
+    /// If rows are longer than `max_seq_len`.
+    fn trunk_of_rows(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute, carried: &mut Carried) -> Trunk {
+        self.trunk(tape, &rows.tokens, Pass::Rows { rows, recompute, carried })
     }
 
     /// What the head reads, and the weights of the stages where there is a controller.
@@ -287,12 +318,13 @@ impl Gpt {
         grad_scale: impl Into<Scale>,
         recompute: Recompute,
     ) -> Tensor {
-        let trunk = self.trunk_of_rows(tape, rows, recompute);
+        let trunk = self.trunk_of_rows(tape, rows, recompute, &mut Carried::default());
         let Integrated { x, .. } = self.integrate(tape, trunk.end);
         tape.lm_loss(&x, self.head, targets, self.config.softcap(), grad_scale)
     }
 
-    /// Every loss that the model has, the language model's first; each counts as `scales` say when the tape records.
+    /// Every loss that the model has, the language model's first; each counts as `scales` say when the tape records. The rows go on from
+    /// what is carried, and what is carried goes on from them.
     pub fn losses(
         &self,
         tape: &mut Tape,
@@ -300,8 +332,9 @@ impl Gpt {
         targets: &Tensor,
         scales: &LossScales,
         recompute: Recompute,
+        carried: &mut Carried,
     ) -> Vec<Loss> {
-        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, recompute);
+        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, recompute, carried);
         let observed = self.self_model.as_ref().zip(end.deeper_stages());
         let Integrated { y, x, .. } = self.integrate(tape, end);
         let lm = scales.of(LossKind::Lm).weight.clone();
@@ -371,12 +404,13 @@ impl Gpt {
 
     /// Logits of every token of whole rows, `[B T, V]`: for small inputs, since all of them are in memory.
     pub fn logits(&self, tape: &mut Tape, rows: &Rows) -> Tensor {
-        self.output(tape, rows).logits
+        self.output(tape, rows, &mut Carried::default()).logits
     }
 
-    /// Logits of every token of whole rows, and what the parts say of each.
-    pub fn output(&self, tape: &mut Tape, rows: &Rows) -> Output {
-        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, Recompute::Nothing);
+    /// Logits of every token of whole rows, and what the parts say of each. The rows go on from what is carried, and what is carried
+    /// goes on from them.
+    pub fn output(&self, tape: &mut Tape, rows: &Rows, carried: &mut Carried) -> Output {
+        let Trunk { end, coded } = self.trunk_of_rows(tape, rows, Recompute::Nothing, carried);
         self.head_output(tape, end, coded.map(|coded| coded.code))
     }
 
@@ -424,13 +458,7 @@ impl Gpt {
     fn trunk_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Trunk {
         let (t, config) = (tokens.len(), &self.config);
         let ids = Tensor::from_slice(tape.arena(), [t], tokens);
-        let mut run = |tape: &mut Tape, block: &Block, stream: Stream| {
-            block.forward(tape, config, &self.table, stream, t, Context::Cached(cache))
-        };
-        let mut stop = |tape: &mut Tape, h: &Var| {
-            self.psyche.as_ref().filter(|_| t == 1).and_then(|psyche| psyche.exit(tape, h, self.final_gain))
-        };
-        let trunk = self.trunk(tape, &ids, &mut run, &mut stop);
+        let trunk = self.trunk(tape, &ids, Pass::Cached { t, cache: &mut *cache });
         if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
             for block in &self.blocks[stages.id.end..] {
                 block.remember(tape, config, &self.table, id, cache);
@@ -452,6 +480,20 @@ impl Gpt {
         };
         Output { logits: logits.value().clone(), psyche, code, said, is_early }
     }
+}
+
+/// What a pass goes over, and what it looks back on.
+enum Pass<'a> {
+    Rows {
+        rows: &'a Rows,
+        recompute: Recompute,
+        carried: &'a mut Carried,
+    },
+    /// The next `t` tokens of a cached sequence.
+    Cached {
+        t: usize,
+        cache: &'a mut KvCache,
+    },
 }
 
 /// What comes of the blocks.

@@ -13,9 +13,12 @@ pub mod hypercube;
 pub mod memetic;
 pub mod self_model;
 pub mod latent;
+pub mod memory;
+pub mod carried;
 pub mod gpt;
 
 pub use cache::KvCache;
+pub use carried::Carried;
 pub use config::{ModelConfig, Stages};
 pub use gpt::Gpt;
 pub use parts::Parts;

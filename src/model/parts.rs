@@ -7,6 +7,7 @@ use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
 use super::losses::LossKind;
 use super::memetic::MemeticConfig;
+use super::memory::MemoryConfig;
 use super::psyche::PsycheConfig;
 use super::self_model::SelfModelConfig;
 use crate::error::UserError;
@@ -22,10 +23,11 @@ pub struct Parts {
     pub memetic: MemeticConfig,
     pub self_model: SelfModelConfig,
     pub latent: LatentConfig,
+    pub memory: MemoryConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
-pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model", "latent"];
+pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -73,7 +75,7 @@ pub struct Held {
 
 impl Parts {
     fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
-        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model, &self.latent]
+        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model, &self.latent, &self.memory]
     }
 
     /// A part by the name of its table.

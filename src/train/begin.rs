@@ -26,6 +26,7 @@ pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Resu
     let open = |split: Split| {
         let options = LoaderOptions {
             packing: config.data.packing,
+            segments: config.segments(),
             seed: config.train.seed,
             split,
             val_fraction: config.data.val_fraction,

@@ -106,7 +106,6 @@ optimizer = 'muon'
 sources = ['synthetic']
 val_fraction = 0.02
 vocab_size = 4096
-packing = 'bos'
 [device]
 kind = 'auto'
 dtype = 'auto'
@@ -182,6 +181,10 @@ impl Layers {
         for layer in &self.layers {
             merge(&mut merged, layer.clone());
         }
+        // A memory reads on from batch to batch.
+        let memory = merged.get("memory").and_then(|memory| memory.get("enabled"));
+        let packing = if memory == Some(&Value::Boolean(true)) { "stream" } else { "bos" };
+        table(&mut merged, "data").entry("packing").or_insert_with(|| packing.into());
         // One source may be written without the brackets.
         if let Value::String(source) = &merged["data"]["sources"] {
             merged["data"]["sources"] = Value::Array(vec![Value::String(source.clone())]);
@@ -214,7 +217,8 @@ impl Layers {
         let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
         model.parts = typed("the tables of the parts", &Value::Table(parts))?;
         let train = table(&mut merged, "train");
-        fill(train, "rows", || (2048 / seq_len).max(1) as i64);
+        let segments = if model.parts.memory.enabled { model.parts.memory.segments.clamp(1, 2048) } else { 1 };
+        fill(train, "rows", || (2048 / seq_len).max(1).next_multiple_of(segments) as i64);
         let rows = count(train, "train.rows")?;
         fill(train, "batch_tokens", || rows.saturating_mul(seq_len).min(i64::MAX as usize) as i64);
         let steps = count(train, "train.steps")? as i64;
@@ -356,6 +360,13 @@ impl RunConfig {
                 train.seq_len
             );
         }
+        if !train.rows.is_multiple_of(self.segments()) {
+            user_bail!(
+                "memory.segments = {} does not divide train.rows = {}; choose a divisor",
+                self.segments(),
+                train.rows
+            );
+        }
         if train.warmup_steps > train.steps {
             user_bail!("train.warmup_steps = {} exceeds train.steps = {}", train.warmup_steps, train.steps);
         }
@@ -375,6 +386,12 @@ impl RunConfig {
             user_bail!("{complaint}");
         }
         Ok(())
+    }
+
+    /// Rows of a micro-batch that go on with each other.
+    pub fn segments(&self) -> usize {
+        let memory = &self.model.parts.memory;
+        if memory.enabled && self.data.packing == Packing::Stream { memory.segments } else { 1 }
     }
 
     /// Micro-batches of an optimiser step.

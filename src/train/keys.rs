@@ -44,7 +44,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("data.val_fraction", "share held out for validation"),
     ("data.tokenizer", "folder of a tokenizer; one is trained on the data if not given"),
     ("data.vocab_size", "size of the tokenizer that is trained"),
-    ("data.packing", "bos or stream"),
+    ("data.packing", "bos or stream; stream by default with a memory"),
     ("device.kind", "auto, cpu, sim or cuda[:i]"),
     ("device.dtype", "auto, f32 or bf16"),
     ("device.sim", "how the simulator watches: checked or fast"),
@@ -89,6 +89,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("latent.width", "width of its encoder and decoder"),
     ("latent.every", "one of so many chunks is worked on"),
     ("latent.dropout", "share of tokens, and of latents, that are dropped in training"),
+    ("memory.enabled", "read and write a state that goes on from segment to segment of a text"),
+    ("memory.heads", "matrices of the state"),
+    ("memory.key_dim", "width of their keys; a multiple of 32"),
+    ("memory.value_dim", "width of their values; a multiple of 32"),
+    ("memory.segments", "rows of a micro-batch that go on with each other; divides train.rows"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -101,9 +106,12 @@ enabled = true
 [hypercube]
 enabled = true
 [memetic]
+enabled = true
 [self_model]
 enabled = true
 [latent]
+enabled = true
+[memory]
 enabled = true
 ";
 

@@ -1,18 +1,22 @@
-//! What a checkpoint keeps of training besides the model: moments, and `train_state.json`.
+//! What a checkpoint keeps of training besides the model: moments, what goes on from batch to batch, and `train_state.json`.
 
 use super::control::Control;
 use super::evolution;
 use super::guard::Guard;
 use super::optim::Moments;
 use crate::data::LoaderState;
+use crate::device::Device;
 use crate::formats::checkpoint::{self, named, read_flat, views, write_synced};
-use crate::formats::safetensors::{self, Reader};
-use crate::model::Gpt;
+use crate::formats::safetensors::{self, Named, Reader};
+use crate::model::{Carried, Gpt};
 use crate::tensor::{Layout, Params, Tensor};
 use crate::tokenizer::Tokenizer;
 use crate::{user_bail, user_error};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// The file of what goes on from batch to batch.
+const CARRIED: &str = "carried.safetensors";
 
 /// `train_state.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +51,7 @@ pub fn save(
     model: &Gpt,
     params: &Params,
     moments: &Moments,
+    carried: &Carried,
     tokenizer: &Tokenizer,
     state: &TrainState,
 ) -> anyhow::Result<()> {
@@ -56,6 +61,12 @@ pub fn save(
         let mut tensors = named("first.", model, &first);
         tensors.extend(named("second.", model, &second));
         safetensors::write(&dir.join("optimizer.safetensors"), &tensors)?;
+        let carried = carried.tensors().into_iter().map(|(name, tensor)| (name, tensor.to(Device::Cpu)));
+        let carried: Vec<(&str, Tensor)> = carried.collect();
+        if !carried.is_empty() {
+            let named: Vec<Named> = carried.iter().map(|(name, tensor)| Named::new(*name, tensor)).collect();
+            safetensors::write(&dir.join(CARRIED), &named)?;
+        }
         write_synced(&dir.join("train_state.json"), &serde_json::to_vec(state)?)
     })
 }
@@ -70,6 +81,34 @@ pub fn graft(from: &Layout, values: &Tensor, to: &Layout, into: &mut Tensor) {
         all[target.range()].copy_from_slice(&values[entry.range()]);
     }
     into.copy_from_f64(&all);
+}
+
+/// Reads what goes on from batch to batch out of the checkpoint `dir`; it stays as it is where the checkpoint is of a model that had no
+/// such part yet.
+///
+/// # Errors
+/// A damaged file, or one of other extents.
+pub fn load_carried(dir: &Path, carried: &mut Carried) -> anyhow::Result<()> {
+    let file = dir.join(CARRIED);
+    if !file.exists() {
+        return Ok(());
+    }
+    let reader = Reader::open(&file)?;
+    for (name, tensor) in carried.tensors_mut() {
+        if !reader.contains(name) {
+            continue;
+        }
+        let (shape, values) = reader.floats(name)?;
+        if shape != tensor.shape() {
+            user_bail!(
+                "{} holds a {name} of {shape:?}, not {:?}; resume with the same train.rows",
+                file.display(),
+                tensor.shape()
+            );
+        }
+        tensor.copy_from_f64(&values.into_iter().map(f64::from).collect::<Vec<_>>());
+    }
+    Ok(())
 }
 
 /// Reads what training needs out of the checkpoint `dir` into `moments`.

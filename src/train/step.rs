@@ -10,9 +10,9 @@ use crate::device::Device;
 use crate::device::driver::{GraphId, LANES};
 use crate::device::gpu::Gpu;
 use crate::dist::Communicator;
-use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
 use crate::model::losses::{LOSSES, Loss, LossKind, LossScale, LossScales};
+use crate::model::{Carried, Gpt};
 use crate::ops::clip::{self, Evidence, Limits};
 use crate::ops::grad_norm;
 use crate::tape::Tape;
@@ -31,6 +31,8 @@ pub struct Parts<'a> {
     pub arena: &'a Arena,
     pub plan: &'a Plan,
     pub communicator: &'a dyn Communicator,
+    /// Where the parameters lie; at the same address in every step.
+    pub carried: &'a mut Carried,
 }
 
 /// How a step is done.
@@ -89,11 +91,12 @@ pub enum Stepper {
 }
 
 impl Stepper {
-    /// For micro-batches of `rows` x `seq_len` tokens. `graph`: a GPU's work is recorded and replayed.
-    pub fn new(device: Device, model: &Gpt, plan: &Plan, [rows, seq_len]: [usize; 2], graph: bool) -> Stepper {
+    /// For micro-batches of `rows` x `seq_len` tokens, of which `segments` rows each go on with each other. `graph`: a GPU's work is
+    /// recorded and replayed.
+    pub fn new(device: Device, model: &Gpt, plan: &Plan, extents: [usize; 3], graph: bool) -> Stepper {
         match device {
             Device::Cpu => Stepper::Host { done: None },
-            Device::Gpu(gpu) => Stepper::Gpu(Box::new(GpuStep::new(gpu, model, plan, [rows, seq_len], graph))),
+            Device::Gpu(gpu) => Stepper::Gpu(Box::new(GpuStep::new(gpu, model, plan, extents, graph))),
         }
     }
 
@@ -152,7 +155,7 @@ fn ranges(model: &Gpt) -> Vec<Range<usize>> {
 }
 
 fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[f64; LOSSES]) -> Done {
-    let Parts { model, params, grads, moments, arena, plan, communicator } = parts;
+    let Parts { model, params, grads, moments, arena, plan, communicator, carried } = parts;
     grads.clear();
     let mut totals = [0.0; LOSSES];
     for (i, batch) in batches.iter().enumerate() {
@@ -160,7 +163,8 @@ fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[
         let rows = Rows::of(arena, batch);
         let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
         let mut tape = Tape::recording(arena, params, grads);
-        for Loss { kind, values } in model.losses(&mut tape, &rows, &targets, &scales, orders.recompute) {
+        let losses = model.losses(&mut tape, &rows, &targets, &scales, orders.recompute, carried);
+        for Loss { kind, values } in losses {
             totals[kind.index()] += sum_losses(&values) * means[kind.index()];
         }
         tape.backward();
@@ -211,6 +215,8 @@ pub struct GpuStep {
     /// It has been sent for.
     is_ahead: bool,
     seq_len: usize,
+    /// Rows that go on with each other.
+    segments: usize,
     means: [f64; LOSSES],
     tensors: Tensors,
 }
@@ -236,7 +242,13 @@ struct Tensors {
 }
 
 impl GpuStep {
-    fn new(gpu: &'static Gpu, model: &Gpt, plan: &Plan, [rows, seq_len]: [usize; 2], records: bool) -> GpuStep {
+    fn new(
+        gpu: &'static Gpu,
+        model: &Gpt,
+        plan: &Plan,
+        [rows, seq_len, segments]: [usize; 3],
+        records: bool,
+    ) -> GpuStep {
         let ranges = ranges(model);
         let (parts, firsts) = grad_norm::parts(&ranges);
         let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
@@ -255,7 +267,8 @@ impl GpuStep {
         tensors.parts.copy_from_slice(&parts);
         tensors.firsts.copy_from_slice(&firsts);
         let (gradients, update) = (Recording::default(), Recording::default());
-        GpuStep { gpu, records, gradients, update, lane: 0, is_ahead: false, seq_len, means: [0.0; LOSSES], tensors }
+        let means = [0.0; LOSSES];
+        GpuStep { gpu, records, gradients, update, lane: 0, is_ahead: false, seq_len, segments, means, tensors }
     }
 
     /// Starts the transfer of a micro-batch.
@@ -288,9 +301,9 @@ impl GpuStep {
                 self.bring(next);
                 self.is_ahead = true;
             }
-            let (gpu, seq_len, tensors) = (self.gpu, self.seq_len, &mut self.tensors);
+            let (gpu, extents, tensors) = (self.gpu, [self.seq_len, self.segments], &mut self.tensors);
             tensors.scales.copy_from_slice(&numbers(&orders.scales(&means, i)));
-            self.gradients.run(gpu, self.records, || gradients(gpu, parts, orders.recompute, seq_len, tensors))?;
+            self.gradients.run(gpu, self.records, || gradients(gpu, parts, orders.recompute, extents, tensors))?;
             parts.arena.reset();
         }
         parts.communicator.all_reduce_sum(parts.grads.flat_mut());
@@ -318,15 +331,15 @@ fn numbers(LossScales { each, tau, noise }: &LossScales) -> Vec<f32> {
 }
 
 /// Adds the gradients of the micro-batch, and its losses to the total.
-fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, seq_len: usize, tensors: &mut Tensors) {
+fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, [t, segments]: [usize; 2], tensors: &mut Tensors) {
     let n = tensors.batch.elems() / 4;
     let part = |i: usize| tensors.batch.view(i * n, [n]);
-    let rows = Rows { tokens: part(0), t: seq_len, doc_start: Some(part(2)), starts: Some(part(3)) };
+    let rows = Rows { tokens: part(0), t, doc_start: Some(part(2)), starts: Some(part(3)), segments };
     let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
     let number = |i: usize| Scale::at(&tensors.scales, i);
     let each = std::array::from_fn(|i| LossScale { weight: number(i), rho: number(LOSSES + i) });
     let scales = LossScales { each, tau: number(2 * LOSSES), noise: Some(number(2 * LOSSES + 1)) };
-    for Loss { kind, values } in parts.model.losses(&mut tape, &rows, &part(1), &scales, recompute) {
+    for Loss { kind, values } in parts.model.losses(&mut tape, &rows, &part(1), &scales, recompute, parts.carried) {
         clip::launch_losses(gpu, &mut tensors.totals.view_mut(kind.index(), [1]), &values);
     }
     tape.backward();

@@ -21,9 +21,9 @@ use crate::dist::{Communicator, Single};
 use crate::eval::{Evaluation, bits_per_byte};
 use crate::formats::checkpoint::{self, LoadedModel};
 use crate::infer::{Request, Sampler, SamplerOptions, check_vocabulary, generate};
-use crate::model::Gpt;
 use crate::model::gpt::{Recompute, Rows};
 use crate::model::losses::{LOSSES, LossKind, LossScales};
+use crate::model::{Carried, Gpt};
 use crate::ops::clip::Limits;
 use crate::ops::grad_norm::sums_of_squares;
 use crate::tape::Tape;
@@ -107,6 +107,8 @@ pub struct Trainer {
     step: u64,
     tokens: u64,
     last_train_loss: Option<f64>,
+    /// Of the training streams, after the last step.
+    carried: Carried,
     stepper: Stepper,
     /// The next step's micro-batches, where they were asked for before the last one's end.
     ahead: Option<anyhow::Result<Vec<Batch>>>,
@@ -220,7 +222,17 @@ impl Trainer {
             false => with_new_parts(&config, &corpora, model, params, moments)?,
         };
         let control = state.control.clone();
-        Trainer::assemble(config, folder, device, model, tokenizer, params, corpora, control, Some((state, moments)))
+        Trainer::assemble(
+            config,
+            folder,
+            device,
+            model,
+            tokenizer,
+            params,
+            corpora,
+            control,
+            Some((state, moments, dir)),
+        )
     }
 
     #[allow(clippy::too_many_arguments)] // the one place where a run's parts come together
@@ -233,7 +245,7 @@ impl Trainer {
         params: Params,
         corpora: Corpora,
         control: Control,
-        past: Option<(TrainState, Moments)>,
+        past: Option<(TrainState, Moments, PathBuf)>,
     ) -> anyhow::Result<Trainer> {
         let dtype = config.device.dtype;
         let (model, params) = (model.to(device), params.to(device));
@@ -246,13 +258,18 @@ impl Trainer {
             Device::Gpu(_) => estimate::gpu_arena_bytes(&config, &model),
         };
         let arena = Arena::on(device, arena_bytes).map_err(|error| user_error!("{error}"))?;
+        let mut carried = Carried::new(device, &config.model, train.rows / config.segments(), dtype);
         let (state, moments) = match past {
-            Some((state, moments)) => (Some(state), moments.to(device)),
+            Some((state, moments, dir)) => {
+                state::load_carried(&dir, &mut carried)?;
+                (Some(state), moments.to(device))
+            }
             None => (None, Moments::zeros(&params)),
         };
         device.synchronise().map_err(|error| user_error!("{error}"))?;
         let loader = corpora.train.start(state.as_ref().map(|s| &s.loader))?;
-        let stepper = Stepper::new(device, &model, &plan, [train.rows, train.seq_len], config.device.graph);
+        let extents = [train.rows, train.seq_len, config.segments()];
+        let stepper = Stepper::new(device, &model, &plan, extents, config.device.graph);
         let step = state.as_ref().map_or(0, |s| s.step);
         let metrics = Metrics::open(folder.path(), step)?;
         let control_file = ControlFile::create(folder.path(), &control)?;
@@ -264,6 +281,7 @@ impl Trainer {
             guard: state.map(|s| s.guard).unwrap_or_default(),
             validation: corpora.validation,
             communicator: Box::new(Single),
+            carried,
             stepper,
             ahead: None,
             position: loader.state().clone(),
@@ -434,6 +452,7 @@ impl Trainer {
             arena: &self.arena,
             plan: &self.plan,
             communicator: &*self.communicator,
+            carried: &mut self.carried,
         };
         self.stepper.start(&mut parts, &orders, &batches)?;
         if self.stepper.looks_ahead() {
@@ -539,7 +558,7 @@ impl Trainer {
             let rows = Rows::of(&self.arena, &batch);
             let targets = Tensor::from_slice(&self.arena, [batch.targets.len()], &batch.targets);
             let mut tape = Tape::recording(&self.arena, &self.params, &mut self.grads);
-            drop(self.model.losses(&mut tape, &rows, &targets, &scales, Recompute::Nothing));
+            drop(self.model.losses(&mut tape, &rows, &targets, &scales, Recompute::Nothing, &mut Carried::default()));
             tape.backward();
             drop((tape, rows, targets));
             let squares = sums_of_squares(&self.arena, self.grads.flat(), std::slice::from_ref(&trunk));
@@ -577,7 +596,7 @@ impl Trainer {
             control: Control { evaluate: false, save: false, stop: false, ..self.control.clone() },
             last_train_loss: self.last_train_loss,
         };
-        state::save(&path, &self.model, &self.params, &self.moments, &self.tokenizer, &state)?;
+        state::save(&path, &self.model, &self.params, &self.moments, &self.carried, &self.tokenizer, &state)?;
         self.folder.prune(self.config.train.keep, self.step)?;
         self.metrics.draw()?;
         observer.hear(Event::Saved { path: &path });

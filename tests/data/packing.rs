@@ -1,8 +1,8 @@
 //! The contract of both packings, and the shares of a mixture.
 
-use super::{BOS, codec, corpus, options, pieces, shown, whole_row, write};
+use super::{BOS, assert_user_error, codec, corpus, options, pieces, shown, whole_row, write};
 use nanochat_gpu::data::mixture::Shares;
-use nanochat_gpu::data::{Batch, ChatTargets, IGNORE, LoaderOptions, Packing};
+use nanochat_gpu::data::{Batch, ChatTargets, Corpus, IGNORE, LoaderOptions, Packing};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::path::Path;
@@ -163,6 +163,23 @@ fn ranks_share_an_epoch_without_overlap() {
         }
     }
     assert_eq!(seen.len(), documents.len());
+}
+
+/// Two streams in rows of 120 tokens are the same two in three rows of 40 each.
+#[test]
+fn segments_of_a_stream_lie_one_behind_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spec, _) = marked(folder.path());
+    let of = |rows: usize, seq_len: usize, segments: usize| {
+        let options = LoaderOptions { packing: Packing::Stream, segments, ..options(rows, seq_len) };
+        batches(std::slice::from_ref(&spec), &options, 12)
+    };
+    for (long, short) in of(2, 120, 1).into_iter().zip(of(6, 40, 3)) {
+        assert_eq!((long.segments, short.segments, short.rows), (1, 3, 6));
+        assert_eq!((long.tokens, long.targets, long.begins), (short.tokens, short.targets, short.begins));
+    }
+    let error = Corpus::open(&[spec], codec(), LoaderOptions { segments: 4, ..options(6, 40) });
+    assert_user_error(error.map(drop), &["4 segments do not divide 6 rows"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::ops::simulators;
 use nanochat_gpu::device::Device;
 use nanochat_gpu::model::gpt::{Recompute, Rows};
 use nanochat_gpu::model::losses::LossScales;
-use nanochat_gpu::model::{Gpt, ModelConfig};
+use nanochat_gpu::model::{Carried, Gpt, ModelConfig};
 use nanochat_gpu::tape::Tape;
 use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Role, Tensor};
 
@@ -16,11 +16,12 @@ fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recom
     let (model, params) = (model.to(device), params.clone().to(device));
     let ids = |tensor: &Tensor| Tensor::from_slice(arena, [tensor.elems()], tensor.as_slice::<u32>());
     let [doc_start, starts] = [&host_rows.doc_start, &host_rows.starts].map(|x| x.as_ref().map(ids));
-    let (rows, targets) = (Rows { tokens: ids(&host_rows.tokens), t: host_rows.t, doc_start, starts }, ids(&targets));
+    let (rows, targets) = (Rows { tokens: ids(&host_rows.tokens), doc_start, starts, ..host_rows }, ids(&targets));
     let logits = model.logits(&mut Tape::inference(arena, &params), &rows).to_f64();
     let mut grads = Grads::zeros_on(device, model.layout().clone(), params.dtype());
     let mut tape = Tape::recording(arena, &params, &mut grads);
-    let losses = model.losses(&mut tape, &rows, &targets, &LossScales::all(1.0 / 22.0, 0.3), recompute);
+    let scales = LossScales::all(1.0 / 22.0, 0.3);
+    let losses = model.losses(&mut tape, &rows, &targets, &scales, recompute, &mut Carried::default());
     let losses: Vec<f64> = losses.iter().flat_map(|loss| loss.values.to_f64()).collect();
     tape.backward();
     drop(tape);

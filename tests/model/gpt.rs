@@ -41,8 +41,13 @@ pub fn random_params(model: &Gpt, dtype: DType) -> Params {
     let width = model.config().width as f64;
     let values: Vec<f64> = (model.layout().entries().iter())
         .flat_map(|e| {
+            // Queries near keys: where a state says almost nothing of them, the norm of what is read makes rounding large.
+            let key =
+                e.name.ends_with("memory.query.weight").then(|| normals("nanochat.memory.key.weight", e.shape.elems()));
             normals(&e.name, e.shape.elems())
                 .into_iter()
+                .enumerate()
+                .map(|(i, x)| key.as_ref().map_or(x, |key| key[i] + 0.3 * x))
                 .map(|x| match (e.shape.rank(), e.name.ends_with("A_log")) {
                     // Decays that leave something of a state after some tokens.
                     (1, true) => 0.2 * x - 1.5,

@@ -4,5 +4,6 @@ pub mod device;
 pub mod gpt;
 mod hypercube;
 mod kda;
+mod memory;
 pub mod parts;
 pub mod reference;

@@ -9,9 +9,10 @@ use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
 use nanochat_gpu::model::memetic::MemeticConfig;
+use nanochat_gpu::model::memory::MemoryConfig;
 use nanochat_gpu::model::psyche::{PsycheConfig, PsycheSource};
 use nanochat_gpu::model::self_model::{SelfModelConfig, introspections};
-use nanochat_gpu::model::{Gpt, KvCache, ModelConfig, Parts};
+use nanochat_gpu::model::{Carried, Gpt, KvCache, ModelConfig, Parts};
 use nanochat_gpu::tape::{Frozen, Tape};
 use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params};
 use nanochat_gpu::verify::{close, integers};
@@ -75,6 +76,12 @@ fn latent() -> Parts {
     Parts { latent: LatentConfig { enabled: true, width: 10, every: 1, dropout: 0.2 }, ..Parts::default() }
 }
 
+/// Heads as the kernels take them.
+fn memory() -> Parts {
+    let memory = MemoryConfig { enabled: true, heads: 2, key_dim: 32, value_dim: 32, ..MemoryConfig::default() };
+    Parts { memory, ..Parts::default() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -96,7 +103,9 @@ pub fn each() -> Vec<Alone> {
     let outputs = &["nanochat.self_model.output.weight"];
     let self_model = Alone { parts: self_model(), outputs, is_read: false };
     let latent = Alone { parts: latent(), outputs: &["nanochat.latent.decoder.head.weight"], is_read: false };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent]).collect()
+    let outputs = &["nanochat.memory.output.weight"];
+    let memory = Alone { parts: memory(), outputs, is_read: true };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory]).collect()
 }
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
@@ -164,7 +173,7 @@ fn weighted(
         None => Tape::inference(arena, params),
     };
     let mut tape = tape.freezing(frozen);
-    let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing);
+    let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing, &mut Carried::default());
     tape.backward();
     losses.iter().map(|loss| sum_losses(&loss.values)).sum()
 }
@@ -266,7 +275,7 @@ fn decode_equals_prefill() {
         let (arena, params) = (Arena::new(64 << 20).unwrap(), random_params(&model, DType::F32));
         let tokens = integers("decode", 23, config.vocab_size);
         let rows = Rows::new(&arena, &tokens, 23, None);
-        let want = model.output(&mut Tape::inference(&arena, &params), &rows);
+        let want = model.output(&mut Tape::inference(&arena, &params), &rows, &mut Carried::default());
         let (weights, said) = (want.psyche.map(|w| w.to_f64()), want.said.map(|said| said.to_f64()));
         for steps in [vec![1; 23], vec![10, 1, 1, 8, 3]] {
             let mut cache = KvCache::new(&config, 23, DType::F32);
@@ -295,7 +304,10 @@ fn the_controllers_weights_follow_the_lean_and_sum_to_one() {
     let model = Gpt::new(with(&configs()[0], psyche(PsycheSource::Superego)), DType::F32).unwrap();
     let (arena, params) = (Arena::new(64 << 20).unwrap(), random_params(&model, DType::F32));
     let (rows, _) = rows(&model, 9);
-    let weights = |model: &Gpt| model.output(&mut Tape::inference(&arena, &params), &rows).psyche.unwrap().to_f64();
+    let weights = |model: &Gpt| {
+        let tape = &mut Tape::inference(&arena, &params);
+        model.output(tape, &rows, &mut Carried::default()).psyche.unwrap().to_f64()
+    };
     let (as_learnt, leaning) = (weights(&model), weights(&model.leaning([2.0, 0.0, 0.0])));
     for (a, b) in as_learnt.chunks(3).zip(leaning.chunks(3)) {
         assert!((a.iter().sum::<f64>() - 1.0).abs() < 1e-6 && (b.iter().sum::<f64>() - 1.0).abs() < 1e-6);

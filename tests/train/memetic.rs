@@ -7,10 +7,10 @@ use nanochat_gpu::dist::Communicator;
 use nanochat_gpu::dist::local::Local;
 use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::formats::safetensors::Reader;
-use nanochat_gpu::model::Gpt;
 use nanochat_gpu::model::gpt::Recompute;
 use nanochat_gpu::model::losses::{LOSSES, LossKind};
 use nanochat_gpu::model::memetic::{MemeticConfig, Selection};
+use nanochat_gpu::model::{Carried, Gpt};
 use nanochat_gpu::ops::clip::Limits;
 use nanochat_gpu::tensor::{Arena, DType, Grads, Tensor};
 use nanochat_gpu::tokenizer::Codec;
@@ -183,6 +183,7 @@ fn batch(rank: usize, step: u64) -> Batch {
         targets: take(1),
         doc_start: vec![0; 64],
         begins: vec![0; 64],
+        segments: 1,
         bytes_in_targets: vec![1; 64],
         epoch: 0,
     }
@@ -196,8 +197,8 @@ fn train_rank(communicator: &dyn Communicator) -> Tensor {
     let mut grads = Grads::zeros(model.layout().clone(), DType::F32);
     let (mut moments, arena) = (Moments::zeros(&params), Arena::new(64 << 20).unwrap());
     let plan = Plan::new(Kind::Adamw, model.layout(), 32, 1.0, None);
-    let mut stepper = Stepper::new(Device::Cpu, &model, &plan, [4, 16], false);
-    let mut record = Record::default();
+    let mut stepper = Stepper::new(Device::Cpu, &model, &plan, [4, 16, 1], false);
+    let (mut record, mut carried) = (Record::default(), Carried::default());
     for step in 1..=6 {
         let batches = [batch(communicator.rank(), step)];
         let mut parts = Parts {
@@ -208,6 +209,7 @@ fn train_rank(communicator: &dyn Communicator) -> Tensor {
             arena: &arena,
             plan: &plan,
             communicator,
+            carried: &mut carried,
         };
         stepper.start(&mut parts, &orders(), &batches).unwrap();
         assert!(stepper.finish(&mut parts).unwrap().is_applied);

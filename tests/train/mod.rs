@@ -3,6 +3,7 @@
 mod device;
 mod kda;
 mod memetic;
+mod memory;
 mod optim;
 mod parts;
 mod plot;

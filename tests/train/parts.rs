@@ -182,12 +182,13 @@ fn all_parts_cost_little() {
     assert!(parts.psyche.enabled && parts.concept.enabled && parts.hypercube.enabled && parts.self_model.enabled);
     assert!(parts.latent.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
+    let memory = 768 * 4 * (6 * 64 + 1) + 4 * (6 * 64 * 64 + 4 * 64 * 128) / 2;
     // Query, keys, values and output of the memes.
     let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
     // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back; a
     // quarter of the latent's encoder, decoder and vocabulary.
     let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + 256 * (768 + 66) + 64 * 768 / 3 + memetic;
-    let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4;
+    let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4 + memory;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {

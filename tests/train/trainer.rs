@@ -7,7 +7,7 @@ use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::formats::safetensors::Reader;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::losses::LossScales;
-use nanochat_gpu::model::{Gpt, ModelConfig};
+use nanochat_gpu::model::{Carried, Gpt, ModelConfig};
 use nanochat_gpu::ops::grad_norm::sums_of_squares;
 use nanochat_gpu::tape::Tape;
 use nanochat_gpu::tensor::{Arena, DType, Grads, Tensor};
@@ -342,7 +342,8 @@ fn measured(config: &RunConfig) -> usize {
     let (rows, targets) = batch_rows(batch);
     let recompute = if config.train.recompute { Recompute::Blocks } else { Recompute::Nothing };
     let mut tape = Tape::recording(&arena, &params, &mut grads);
-    drop(model.losses(&mut tape, &rows, &targets, &LossScales::all(1.0 / n as f64, 0.5), recompute));
+    let scales = LossScales::all(1.0 / n as f64, 0.5);
+    drop(model.losses(&mut tape, &rows, &targets, &scales, recompute, &mut Carried::default()));
     tape.backward();
     drop(tape);
     arena.stats().peak_live_bytes
@@ -352,6 +353,7 @@ fn empty_batch(config: &RunConfig) -> Batch {
     Batch {
         rows: config.train.rows,
         seq_len: config.train.seq_len,
+        segments: 1,
         tokens: vec![],
         targets: vec![],
         doc_start: vec![],
@@ -372,6 +374,8 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.qk_norm=false"],
         &["model.layer_pattern=KKA", "model.layers=3"],
         &["model.layer_pattern=K", "model.width=128", "model.layers=6"],
+        &["model.layers=3", "memory.enabled=true", "memory.heads=2"],
+        &["model.layers=6", "model.width=128", "memory.enabled=true"],
         &["model.layers=1"],
         &["model.vocab_size=8192"],
         &["model.vocab_size=8192", "model.tie_embeddings=true", "model.width=128"],
