@@ -128,6 +128,8 @@ fn prepare(command: &AblateCommand) -> anyhow::Result<Ablation> {
         }
     }
     let mut layers = Layers::default();
+    // The packing that memories need is every arm's.
+    layers.set("data.packing=stream")?;
     for set in &command.sets {
         layers.set(set)?;
     }

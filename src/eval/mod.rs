@@ -55,9 +55,9 @@ pub fn bits_per_byte(
         }
         check_batch(model.config(), &batch)?;
         seen += size;
-        let streams = batch.rows / batch.segments;
+        let extents = [batch.rows / batch.segments, batch.segments];
         let carried =
-            carried.get_or_insert_with(|| Carried::new(arena.device(), model.config(), streams, params.dtype()));
+            carried.get_or_insert_with(|| Carried::new(arena.device(), model.config(), extents, params.dtype()));
         let losses = losses(model, params, arena, &batch, &mut seen_parts, carried);
         arena.device().synchronise()?;
         for ((loss, target), length) in losses.iter().zip(&batch.targets).zip(&batch.bytes_in_targets) {

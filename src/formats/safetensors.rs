@@ -124,6 +124,9 @@ impl Reader {
             Dtype::I32 => {
                 view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("4")) as i64).collect()
             }
+            Dtype::U32 => {
+                view.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4")) as i64).collect()
+            }
             other => user_bail!("{}: {name} has type {other:?}, integers were expected", self.file),
         })
     }

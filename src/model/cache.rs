@@ -2,6 +2,7 @@
 
 use super::ModelConfig;
 use super::kda::KdaState;
+use super::long_term::Conversation;
 use crate::device::Device;
 use crate::device::launch::{Grid, by_dtype};
 use crate::for_float;
@@ -12,6 +13,7 @@ pub struct KvCache {
     layers: Vec<Layer>,
     /// `[1, H, dk, dv]`, of a model with a memory.
     memory: Option<Tensor>,
+    long_term: Option<Conversation>,
     len: usize,
     capacity: usize,
 }
@@ -41,7 +43,8 @@ impl KvCache {
         };
         let memory = &config.parts.memory;
         let memory = memory.enabled.then(|| memory.states(device, 1, dtype));
-        KvCache { layers: (0..config.layers).map(layer).collect(), memory, len: 0, capacity }
+        let long_term = (config.parts.long_term.enabled).then(|| Conversation::new(device, config, dtype));
+        KvCache { layers: (0..config.layers).map(layer).collect(), memory, long_term, len: 0, capacity }
     }
 
     /// Tokens held.
@@ -67,6 +70,16 @@ impl KvCache {
     /// The state of the memory.
     pub(super) fn memory(&mut self) -> &mut Tensor {
         self.memory.as_mut().expect("a cache of a model with a memory")
+    }
+
+    /// The rows of the long-term memory.
+    pub(super) fn long_term(&mut self) -> &mut Conversation {
+        self.long_term.as_mut().expect("a cache of a model with a long-term memory")
+    }
+
+    /// Of `t` tokens how many may come at once: those up to the end of a segment.
+    pub(super) fn piece(&self, t: usize) -> usize {
+        self.long_term.as_ref().map_or(t, |conversation| conversation.room().min(t))
     }
 
     /// The state of a layer of Kimi Delta Attention.

@@ -3,14 +3,17 @@
 //! `h_0 = E[x]`, `h_{l+1} = block_l(h_l)`, `logits = cap(W_lm n(y))`, `y` the last stream, or the blend of three. Tied models use
 //! `E` as `W_lm`.
 
-use super::block::{Block, Context, Stream};
+mod trunk;
+
+use super::block::{Block, Stream};
 use super::carried::Carried;
 use super::concept::Concept;
 use super::hypercube::{Coded, Hypercube};
 use super::latent::Latent;
+use super::long_term::LongTerm;
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
-use super::memory::{self, Memory};
+use super::memory::Memory;
 use super::psyche::{Blended, Psyche};
 use super::self_model::{Seen, SelfModel};
 use super::{KvCache, ModelConfig};
@@ -20,10 +23,11 @@ use crate::device::Device;
 use crate::error::UserError;
 use crate::ops::lm_loss::{IGNORE, Report};
 use crate::ops::rope::{Table, frequencies};
-use crate::tape::{Segment, Tape, Var};
+use crate::tape::{Tape, Var};
 use crate::tensor::random::Philox;
 use crate::tensor::{Arena, DType, Init, Layout, ParamId, Params, Role, Scale, Tensor};
 use std::sync::Arc;
+use trunk::{Trunk, TrunkEnd};
 
 /// A model: what its parameters are and how they are used. The values are in [`Params`].
 #[derive(Clone)]
@@ -41,6 +45,7 @@ pub struct Gpt {
     self_model: Option<SelfModel>,
     latent: Option<Latent>,
     memory: Option<Memory>,
+    long_term: Option<LongTerm>,
     table: Table,
 }
 
@@ -113,6 +118,8 @@ impl Gpt {
             (parts.self_model.enabled).then(|| SelfModel::new(&mut layout, &parts.self_model, c, config.norm_eps));
         let latent = (parts.latent.enabled).then(|| Latent::new(&mut layout, &parts.latent, &config, embedding));
         let memory = (parts.memory.enabled).then(|| Memory::new(&mut layout, &parts.memory, c, config.norm_eps));
+        let long_term =
+            (parts.long_term.enabled).then(|| LongTerm::new(&mut layout, &parts.long_term, c, config.norm_eps));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -134,6 +141,7 @@ impl Gpt {
             self_model,
             latent,
             memory,
+            long_term,
             table,
         })
     }
@@ -200,97 +208,6 @@ impl Gpt {
     /// This model with a constant added to the scores of Id, Ego and Superego; as it is where it has no controller.
     pub fn leaning(&self, lean: [f64; 3]) -> Gpt {
         Gpt { psyche: self.psyche.as_ref().map(|psyche| psyche.leaning(lean)), ..self.clone() }
-    }
-
-    /// Runs the blocks over `tokens`; a single token of a cached sequence may end after Id.
-    fn trunk(&self, tape: &mut Tape, tokens: &Tensor, mut pass: Pass) -> Trunk {
-        let stages = self.config.parts.needs_stages().then(|| self.config.stages().expect("checked when made"));
-        let mut stream = Stream::new(tape.embedding(self.embedding, tokens));
-        let (mut ends, mut coded) = (Vec::new(), None);
-        for block in &self.blocks {
-            stream = self.run(tape, block, stream, &mut pass);
-            let Some(stages) = &stages else { continue };
-            let done = block.layer() + 1;
-            if [stages.id.end, stages.ego.end, stages.superego.end].contains(&done) {
-                let mut h = stream.settle(tape);
-                if done == stages.id.end {
-                    (h, coded) = self.after_id(tape, h, &mut pass);
-                    if let (Pass::Cached { t: 1, .. }, Some(psyche)) = (&pass, &self.psyche)
-                        && let Some(blended) = psyche.exit(tape, &h, self.final_gain)
-                    {
-                        return Trunk { end: TrunkEnd::Early { id: h, blended }, coded };
-                    }
-                }
-                if done == stages.ego.end
-                    && let Some(memetic) = &self.memetic
-                {
-                    h = memetic.forward(tape, &h);
-                }
-                ends.push(h.clone());
-                stream = Stream::new(h);
-            }
-        }
-        let end = match <[Var; 3]>::try_from(ends) {
-            Ok(streams) => TrunkEnd::Stages(streams),
-            Err(_) => TrunkEnd::Plain(stream),
-        };
-        Trunk { end, coded }
-    }
-
-    /// Runs one block.
-    fn run(&self, tape: &mut Tape, block: &Block, stream: Stream, pass: &mut Pass) -> Stream {
-        let (rows, recompute) = match pass {
-            Pass::Rows { rows, recompute, .. } => (rows, *recompute),
-            Pass::Cached { t, cache } => {
-                return block.forward(tape, &self.config, &self.table, stream, *t, Context::Cached(cache));
-            }
-        };
-        let is_masked = self.config.document_mask;
-        let (t, [doc_start, starts]) =
-            (rows.t, [&rows.doc_start, &rows.starts].map(|x| x.clone().filter(|_| is_masked)));
-        let context = move || Context::Rows { doc_start: doc_start.clone(), starts: starts.clone() };
-        match recompute {
-            Recompute::Nothing => block.forward(tape, &self.config, &self.table, stream, t, context()),
-            Recompute::Blocks => {
-                let label = format!("block {}", block.layer());
-                let (block, config, table) = (block.clone(), self.config.clone(), self.table.clone());
-                let run = move |tape: &mut Tape, h: Var| {
-                    block.forward(tape, &config, &table, Stream::new(h), t, context()).settle(tape)
-                };
-                let h = stream.settle(tape);
-                Stream::new(tape.checkpoint(h, Segment { label, run: Arc::new(run) }))
-            }
-        }
-    }
-
-    /// What Id's stream reads at its end: the memory, then the hypercube.
-    fn after_id(&self, tape: &mut Tape, mut h: Var, pass: &mut Pass) -> (Var, Option<Coded>) {
-        if let Some(memory) = &self.memory {
-            let past = match pass {
-                Pass::Rows { rows, carried, .. } => memory::Past::Streams {
-                    t: rows.segments * rows.t,
-                    starts: rows.starts.as_ref(),
-                    states: carried.memory(),
-                },
-                Pass::Cached { t, cache } => memory::Past::Cached { t: *t, state: cache.memory() },
-            };
-            h = memory.forward(tape, &h, past);
-        }
-        match &self.hypercube {
-            Some(hypercube) => {
-                let (h, coded) = hypercube.forward(tape, &h);
-                (h, Some(coded))
-            }
-            None => (h, None),
-        }
-    }
-
-    /// The trunk over whole rows.
-    ///
-    /// # Panics
-    /// If rows are longer than `max_seq_len`.
-    fn trunk_of_rows(&self, tape: &mut Tape, rows: &Rows, recompute: Recompute, carried: &mut Carried) -> Trunk {
-        self.trunk(tape, &rows.tokens, Pass::Rows { rows, recompute, carried })
     }
 
     /// What the head reads, and the weights of the stages where there is a controller.
@@ -427,7 +344,13 @@ impl Gpt {
     /// # Panics
     /// As [`Gpt::next_logits`].
     pub fn next(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Output {
-        let (c, n) = (self.config.width, tokens.len());
+        let (mut tokens, c) = (tokens, self.config.width);
+        while cache.piece(tokens.len()) < tokens.len() {
+            let (piece, rest) = tokens.split_at(cache.piece(tokens.len()));
+            self.trunk_cached(tape, piece, cache);
+            tokens = rest;
+        }
+        let n = tokens.len();
         let trunk = self.trunk_cached(tape, tokens, cache);
         let last = |tape: &mut Tape, h: &Var| tape.input(h.value().view((n - 1) * c, [1, c]));
         let end = match trunk.end {
@@ -445,27 +368,21 @@ impl Gpt {
         self.head_output(tape, end, coded)
     }
 
-    /// Logits `[t, V]` of the next tokens of a cached sequence.
+    /// Logits `[t, V]` of the next tokens of a cached sequence: for small inputs, since they go through the host.
     ///
     /// # Panics
     /// If the cache or the position table is too short.
     pub fn logits_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Tensor {
-        let trunk = self.trunk_cached(tape, tokens, cache);
-        self.head_output(tape, trunk.end, None).logits
-    }
-
-    /// The trunk over the next tokens of a cached sequence; a single token may end after Id.
-    fn trunk_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Trunk {
-        let (t, config) = (tokens.len(), &self.config);
-        let ids = Tensor::from_slice(tape.arena(), [t], tokens);
-        let trunk = self.trunk(tape, &ids, Pass::Cached { t, cache: &mut *cache });
-        if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
-            for block in &self.blocks[stages.id.end..] {
-                block.remember(tape, config, &self.table, id, cache);
-            }
+        let (v, mut at) = (self.config.vocab_size, 0);
+        let mut logits = Tensor::uninit(tape.arena(), [tokens.len(), v], tape.params().dtype());
+        while at < tokens.len() {
+            let t = cache.piece(tokens.len() - at);
+            let trunk = self.trunk_cached(tape, &tokens[at..at + t], cache);
+            let piece = self.head_output(tape, trunk.end, None).logits;
+            logits.view_mut(at * v, [t, v]).copy_from_f64(&piece.to_f64());
+            at += t;
         }
-        cache.advance(t);
-        trunk
+        logits
     }
 
     fn head_output(&self, tape: &mut Tape, end: TrunkEnd, code: Option<Tensor>) -> Output {
@@ -479,47 +396,6 @@ impl Gpt {
             None => logits,
         };
         Output { logits: logits.value().clone(), psyche, code, said, is_early }
-    }
-}
-
-/// What a pass goes over, and what it looks back on.
-enum Pass<'a> {
-    Rows {
-        rows: &'a Rows,
-        recompute: Recompute,
-        carried: &'a mut Carried,
-    },
-    /// The next `t` tokens of a cached sequence.
-    Cached {
-        t: usize,
-        cache: &'a mut KvCache,
-    },
-}
-
-/// What comes of the blocks.
-struct Trunk {
-    end: TrunkEnd,
-    /// The codes of Id's stream.
-    coded: Option<Coded>,
-}
-
-/// The streams after the last block that ran.
-enum TrunkEnd {
-    /// Of a model without parts between the stages.
-    Plain(Stream),
-    /// After Id, Ego and Superego.
-    Stages([Var; 3]),
-    /// After Id alone, and what the head reads instead.
-    Early { id: Var, blended: Blended },
-}
-
-impl TrunkEnd {
-    /// The streams after Ego and Superego, where there are such.
-    fn deeper_stages(&self) -> Option<[Var; 2]> {
-        match self {
-            TrunkEnd::Stages([_, ego, superego]) => Some([ego.clone(), superego.clone()]),
-            TrunkEnd::Plain(_) | TrunkEnd::Early { .. } => None,
-        }
     }
 }
 

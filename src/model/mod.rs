@@ -14,6 +14,7 @@ pub mod memetic;
 pub mod self_model;
 pub mod latent;
 pub mod memory;
+pub mod long_term;
 pub mod carried;
 pub mod gpt;
 

@@ -5,6 +5,7 @@ use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
+use super::long_term::LongTermConfig;
 use super::losses::LossKind;
 use super::memetic::MemeticConfig;
 use super::memory::MemoryConfig;
@@ -24,10 +25,12 @@ pub struct Parts {
     pub self_model: SelfModelConfig,
     pub latent: LatentConfig,
     pub memory: MemoryConfig,
+    pub long_term: LongTermConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
-pub const TABLES: &[&str] = &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory"];
+pub const TABLES: &[&str] =
+    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -75,7 +78,16 @@ pub struct Held {
 
 impl Parts {
     fn all(&self) -> [&dyn PartConfig; TABLES.len()] {
-        [&self.psyche, &self.concept, &self.hypercube, &self.memetic, &self.self_model, &self.latent, &self.memory]
+        [
+            &self.psyche,
+            &self.concept,
+            &self.hypercube,
+            &self.memetic,
+            &self.self_model,
+            &self.latent,
+            &self.memory,
+            &self.long_term,
+        ]
     }
 
     /// A part by the name of its table.

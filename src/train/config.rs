@@ -182,8 +182,8 @@ impl Layers {
             merge(&mut merged, layer.clone());
         }
         // A memory reads on from batch to batch.
-        let memory = merged.get("memory").and_then(|memory| memory.get("enabled"));
-        let packing = if memory == Some(&Value::Boolean(true)) { "stream" } else { "bos" };
+        let is_on = |part: &&str| merged.get(*part).and_then(|part| part.get("enabled")) == Some(&Value::Boolean(true));
+        let packing = if ["memory", "long_term"].iter().any(|part| is_on(&part)) { "stream" } else { "bos" };
         table(&mut merged, "data").entry("packing").or_insert_with(|| packing.into());
         // One source may be written without the brackets.
         if let Value::String(source) = &merged["data"]["sources"] {
@@ -216,6 +216,10 @@ impl Layers {
         };
         let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
         model.parts = typed("the tables of the parts", &Value::Table(parts))?;
+        let long_term = &mut model.parts.long_term;
+        if long_term.enabled && long_term.segment == 0 {
+            long_term.segment = seq_len;
+        }
         let train = table(&mut merged, "train");
         let segments = if model.parts.memory.enabled { model.parts.memory.segments.clamp(1, 2048) } else { 1 };
         fill(train, "rows", || (2048 / seq_len).max(1).next_multiple_of(segments) as i64);
@@ -365,6 +369,16 @@ impl RunConfig {
                 "memory.segments = {} does not divide train.rows = {}; choose a divisor",
                 self.segments(),
                 train.rows
+            );
+        }
+        let long_term = &model.parts.long_term;
+        if long_term.enabled && (long_term.segment != train.seq_len || long_term.rows < self.segments()) {
+            user_bail!(
+                "long_term.segment = {} must be train.seq_len = {} and long_term.rows = {} at least memory.segments = {}; leave them out",
+                long_term.segment,
+                train.seq_len,
+                long_term.rows,
+                self.segments()
             );
         }
         if train.warmup_steps > train.steps {

@@ -94,6 +94,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ("memory.key_dim", "width of their keys; a multiple of 32"),
     ("memory.value_dim", "width of their values; a multiple of 32"),
     ("memory.segments", "rows of a micro-batch that go on with each other; divides train.rows"),
+    (
+        "long_term.enabled",
+        "keep a row of each finished segment of a text, and let later ones read the rows that are like them",
+    ),
+    ("long_term.rows", "rows that are kept; the newest takes the place of the oldest"),
+    ("long_term.key_width", "width of a row's key, up to 256"),
+    ("long_term.top", "rows that a token reads, up to 32"),
+    ("long_term.segment", "tokens of a segment of a conversation: train.seq_len"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -112,6 +120,8 @@ enabled = true
 [latent]
 enabled = true
 [memory]
+enabled = true
+[long_term]
 enabled = true
 ";
 

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::formats::checkpoint::{self, named, read_flat, views, write_synced};
 use crate::formats::safetensors::{self, Named, Reader};
 use crate::model::{Carried, Gpt};
-use crate::tensor::{Layout, Params, Tensor};
+use crate::tensor::{DType, Layout, Params, Tensor};
 use crate::tokenizer::Tokenizer;
 use crate::{user_bail, user_error};
 use serde::{Deserialize, Serialize};
@@ -98,15 +98,24 @@ pub fn load_carried(dir: &Path, carried: &mut Carried) -> anyhow::Result<()> {
         if !reader.contains(name) {
             continue;
         }
-        let (shape, values) = reader.floats(name)?;
-        if shape != tensor.shape() {
+        let shape = reader.shape(name)?;
+        if shape != tensor.shape().as_slice() {
             user_bail!(
                 "{} holds a {name} of {shape:?}, not {:?}; resume with the same train.rows",
                 file.display(),
                 tensor.shape()
             );
         }
-        tensor.copy_from_f64(&values.into_iter().map(f64::from).collect::<Vec<_>>());
+        match tensor.dtype() {
+            DType::U32 => {
+                let values = reader.integers(name)?;
+                tensor.copy_from_slice(&values.into_iter().map(|value| value as u32).collect::<Vec<_>>());
+            }
+            _ => {
+                let (_, values) = reader.floats(name)?;
+                tensor.copy_from_f64(&values.into_iter().map(f64::from).collect::<Vec<_>>());
+            }
+        }
     }
     Ok(())
 }

@@ -258,7 +258,8 @@ impl Trainer {
             Device::Gpu(_) => estimate::gpu_arena_bytes(&config, &model),
         };
         let arena = Arena::on(device, arena_bytes).map_err(|error| user_error!("{error}"))?;
-        let mut carried = Carried::new(device, &config.model, train.rows / config.segments(), dtype);
+        let mut carried =
+            Carried::new(device, &config.model, [train.rows / config.segments(), config.segments()], dtype);
         let (state, moments) = match past {
             Some((state, moments, dir)) => {
                 state::load_carried(&dir, &mut carried)?;

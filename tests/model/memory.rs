@@ -38,7 +38,7 @@ fn what_is_carried_makes_two_batches_one() {
     let whole = logits(&segments(&arena, &tokens, T, 4, None), &mut Carried::default());
     let alone = logits(&segments(&arena, &tokens, T, 1, None), &mut Carried::default());
     for half in [2, 1] {
-        let mut carried = Carried::new(params.device(), model.config(), 2, DType::F32);
+        let mut carried = Carried::new(params.device(), model.config(), [2, 1], DType::F32);
         for batch in 0..4 / half {
             let range = batch * half * T..(batch + 1) * half * T;
             let got = logits(&segments(&arena, &of(range.clone()), T, half, None), &mut carried);
@@ -68,7 +68,7 @@ fn a_documents_start_resets_the_state() {
         let began = |i: usize| if start / T == i / T && i >= start { (start % T) as u32 } else { 0 };
         let doc_start: Vec<u32> = (0..2 * T).map(began).collect();
         let (n, mut all) = (if at_once { 2 } else { 1 }, Vec::new());
-        let mut carried = Carried::new(params.device(), model.config(), 1, DType::F32);
+        let mut carried = Carried::new(params.device(), model.config(), [1, 1], DType::F32);
         for at in (0..2 * T).step_by(n * T) {
             let here = at..at + n * T;
             let rows = segments(&arena, &tokens[here.clone()], T, n, Some(&starts[here.clone()]));
@@ -104,7 +104,7 @@ fn gradients_go_back_over_segments_and_not_over_batches() {
             Some(grads) => Tape::recording(&arena, params, grads),
             None => Tape::inference(&arena, params),
         };
-        let mut carried = Carried::new(params.device(), model.config(), 1, DType::F64);
+        let mut carried = Carried::new(params.device(), model.config(), [1, 1], DType::F64);
         let losses = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing, &mut carried);
         tape.backward();
         sum_losses(&losses[0].values)
@@ -192,7 +192,7 @@ fn taught(parts: Parts, steps: usize) -> [f64; 2] {
     for batch in 0..lessons {
         let (tokens, targets) = lesson(1_000_000 + batch);
         let whole = answers(&segments(&arena, &tokens, SHORT, 3, None), &mut Carried::default());
-        let mut carried = Carried::new(params.device(), model.config(), STREAMS, DType::F32);
+        let mut carried = Carried::new(params.device(), model.config(), [STREAMS, 1], DType::F32);
         let mut last = Vec::new();
         for segment in 0..3 {
             let of = |stream: usize| &tokens[(3 * stream + segment) * SHORT..][..SHORT];

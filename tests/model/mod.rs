@@ -4,6 +4,7 @@ pub mod device;
 pub mod gpt;
 mod hypercube;
 mod kda;
+mod long_term;
 mod memory;
 pub mod parts;
 pub mod reference;

@@ -7,6 +7,7 @@ use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
+use nanochat_gpu::model::long_term::LongTermConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
 use nanochat_gpu::model::memetic::MemeticConfig;
 use nanochat_gpu::model::memory::MemoryConfig;
@@ -82,6 +83,11 @@ fn memory() -> Parts {
     Parts { memory, ..Parts::default() }
 }
 
+fn long_term() -> Parts {
+    let long_term = LongTermConfig { enabled: true, rows: 7, key_width: 6, top: 2, segment: 23 };
+    Parts { long_term, ..Parts::default() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -105,7 +111,9 @@ pub fn each() -> Vec<Alone> {
     let latent = Alone { parts: latent(), outputs: &["nanochat.latent.decoder.head.weight"], is_read: false };
     let outputs = &["nanochat.memory.output.weight"];
     let memory = Alone { parts: memory(), outputs, is_read: true };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory]).collect()
+    let outputs = &["nanochat.long_term.output_id.weight", "nanochat.long_term.output_ego.weight"];
+    let long_term = Alone { parts: long_term(), outputs, is_read: true };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term]).collect()
 }
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
@@ -129,11 +137,12 @@ fn each_part_is_neutral_where_its_output_is_zero() {
     for config in configs() {
         let plain = Gpt::new(config.clone(), DType::F32).unwrap();
         let arena = Arena::new(64 << 20).unwrap();
-        let (rows, _) = rows(&plain, 19);
-        let logits = |model: &Gpt, params: &Params| model.logits(&mut Tape::inference(&arena, params), &rows).to_f64();
-        let want = logits(&plain, &random_params(&plain, DType::F32));
         for Alone { parts, outputs, is_read } in each() {
             let model = Gpt::new(with(&config, parts.clone()), DType::F32).unwrap();
+            let (rows, _) = rows(&model, 19);
+            let logits =
+                |model: &Gpt, params: &Params| model.logits(&mut Tape::inference(&arena, params), &rows).to_f64();
+            let want = logits(&plain, &random_params(&plain, DType::F32));
             let neutral = logits(&model, &neutral_params(&model, DType::F32, outputs));
             close(&format!("{parts:?}"), &neutral, &want, 1e-6).unwrap();
             let changed = logits(&model, &random_params(&model, DType::F32));
@@ -252,7 +261,7 @@ fn later_tokens_and_other_rows_change_nothing_before() {
     for Alone { parts, .. } in each() {
         let model = Gpt::new(with(&configs()[0], parts.clone()), DType::F32).unwrap();
         let (arena, params) = (Arena::new(64 << 20).unwrap(), random_params(&model, DType::F32));
-        let (rows, _) = rows(&model, 19);
+        let rows = Rows { segments: 1, ..rows(&model, 19).0 };
         let logits = |rows: &Rows| model.logits(&mut Tape::inference(&arena, &params), rows).to_f64();
         let (v, before) = (model.config().vocab_size, logits(&rows));
         for changed in [0, 6, 7, 18] {
