@@ -1,7 +1,7 @@
 //! The ops of heads that observe the model.
 
 use super::{Row, Size, Stage, Work};
-use crate::ops::latent::{self, CHUNK};
+use crate::ops::latent::{self, CHUNK, Chunks};
 use crate::ops::relu_squared;
 use crate::ops::self_loss::{self, Truth};
 use crate::tensor::{DType, Scale, Tensor};
@@ -46,7 +46,12 @@ fn self_loss_row(dtype: DType, [n, f]: [usize; 2]) -> Row {
     })
 }
 
-/// One chunk of four tokens for every 16 tokens. Drawing reads `mu` and `log sigma` and writes a latent; backward reads three and writes
+/// `m` chunks of one row of tokens, 16 for each.
+fn chunks(m: usize) -> Chunks {
+    Chunks { t: 16 * m, first: 2, every: 4 }
+}
+
+/// One chunk of four tokens for every 16 tokens. Rows are those of gathered chunks. Drawing reads `mu` and `log sigma` and writes a latent; backward reads three and writes
 /// two; rows are read and written.
 fn latent_rows(dtype: DType, [m, l, w]: [usize; 3]) -> [Row; 3] {
     let extents = [("M", m), ("R", l)];
@@ -71,9 +76,12 @@ fn latent_rows(dtype: DType, [m, l, w]: [usize; 3]) -> [Row; 3] {
             &[("N", m * CHUNK), ("F", w)],
             bytes(2 * m * CHUNK * w),
             move |stage| {
-                let (x, kept) = (stage.normals([m * CHUNK, w], dtype), stage.ids(m * CHUNK, 100));
+                let (x, ids) = (stage.normals([m * CHUNK, w], dtype), stage.ids(16 * m, 100));
                 let arena = stage.arena.clone();
-                Box::new(move || vec![latent::mask_rows(&arena, &x, &kept)])
+                Box::new(move || {
+                    let gathered = chunks(m).gather(&arena, &ids, None, Some(&3.0.into()), 0.15);
+                    vec![latent::mask_rows(&arena, &x, &gathered.kept)]
+                })
             },
         ),
     ]

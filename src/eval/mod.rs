@@ -1,6 +1,8 @@
 //! Evaluation: how well a model predicts text, in a unit that does not depend on the tokenizer.
 //! Knows models and packed batches; nothing of the command line.
 
+pub mod scores;
+
 use crate::data::{Batch, IGNORE, Packer};
 use crate::model::gpt::{Recompute, Rows};
 use crate::model::losses::{LOSSES, Loss, LossKind, LossScales};

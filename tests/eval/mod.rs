@@ -1,5 +1,7 @@
 //! Bits per byte against counts and probabilities worked out independently, where evaluation ends, and the command.
 
+mod scores;
+
 use crate::data::{BOS, assert_user_error, codec, lines, options, shown, write};
 use crate::infer::{random_params, save_checkpoint, small_model};
 use crate::tokenizer::small;
