@@ -332,12 +332,18 @@ fn a_self_model_begins_in_doubt() {
     let model = Gpt::new(with(&configs()[0], self_model()), DType::F32).unwrap();
     let (arena, (rows, targets)) = (Arena::new(64 << 20).unwrap(), rows(&model, 9));
     let params = neutral_params(&model, DType::F32, &["nanochat.self_model.output.weight"]);
-    let said = model.output(&mut Tape::inference(&arena, &params), &rows).said.unwrap();
+    let said = model.output(&mut Tape::inference(&arena, &params), &rows, &mut Carried::default()).said.unwrap();
     assert_eq!(said.dims(), [18, 66]);
     let all = introspections(&said);
     assert!(all.len() == 18 && all.iter().all(|said| said.loss == 0.0 && said.error == 0.5));
-    let losses =
-        model.losses(&mut Tape::inference(&arena, &params), &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let losses = model.losses(
+        &mut Tape::inference(&arena, &params),
+        &rows,
+        &targets,
+        &LossScales::lm(1.0),
+        Recompute::Nothing,
+        &mut Carried::default(),
+    );
     let [lm, of_self] = [0, 1].map(|i: usize| losses[i].values.to_f64());
     for (lm, of_self) in lm.iter().zip(of_self) {
         let huber = if *lm <= 1.0 { 0.5 * lm * lm } else { lm - 0.5 };
@@ -353,7 +359,7 @@ fn a_latent_begins_at_even_odds_and_draws_in_training_only() {
     let params = neutral_params(&model, DType::F64, &["nanochat.latent.decoder.head.weight"]);
     let run = |params: &Params, scales: &LossScales| {
         let mut tape = Tape::inference(&arena, params);
-        let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing);
+        let losses = model.losses(&mut tape, &rows, &targets, scales, Recompute::Nothing, &mut Carried::default());
         let of_latent = losses.iter().filter(|loss| loss.kind == LossKind::Reconstruction);
         let values = of_latent.map(|loss| loss.values.to_f64()).collect::<Vec<_>>();
         (values, tape.take_notes().into_iter().map(|note| note.name).collect::<Vec<_>>())
