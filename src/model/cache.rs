@@ -62,6 +62,12 @@ impl KvCache {
         self.capacity
     }
 
+    /// Bytes of what it holds beside keys and values: the states of the memories.
+    pub fn memory_bytes(&self) -> usize {
+        let long_term = self.long_term.iter().flat_map(Conversation::tensors);
+        self.memory.iter().chain(long_term).map(Tensor::size_bytes).sum()
+    }
+
     /// Counts `t` tokens that every layer has appended.
     pub(super) fn advance(&mut self, t: usize) {
         self.len += t;

@@ -85,7 +85,6 @@ pub struct LongTerm {
     outputs: [ParamId; 2],
     options: Options,
     key_width: usize,
-    rows: usize,
     eps: f64,
 }
 
@@ -104,7 +103,9 @@ impl Bank {
         Bank::of(device, extents, rows, [key_width, config.width], dtype)
     }
 
-    fn of(device: Device, [streams, segments]: [usize; 2], m: usize, [d, c]: [usize; 2], dtype: DType) -> Bank {
+    /// With room for a batch's own rows beside those that are kept.
+    fn of(device: Device, [streams, segments]: [usize; 2], rows: usize, [d, c]: [usize; 2], dtype: DType) -> Bank {
+        let m = rows + segments;
         let of = |width: usize| Tensor::owned_on(device, [streams, m, width], dtype);
         let mut born = Tensor::owned_on(device, [streams, m], DType::U32);
         born.copy_from_slice(&vec![NEVER; streams * m]);
@@ -152,6 +153,11 @@ impl Conversation {
         Conversation { bank: Bank::new(device, config, [1, 1], dtype), sums, filled: 0, whole }
     }
 
+    /// All that it holds.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.bank.tensors().into_iter().map(|(_, tensor)| tensor).chain([&self.sums])
+    }
+
     /// Tokens that may follow before the segment ends.
     pub fn room(&self) -> usize {
         self.whole - self.filled
@@ -170,7 +176,7 @@ pub enum Past<'a> {
 impl LongTerm {
     /// Adds the parameters of a model of `width`.
     pub fn new(layout: &mut Layout, config: &LongTermConfig, width: usize, eps: f64) -> LongTerm {
-        let LongTermConfig { rows, key_width, top, .. } = *config;
+        let LongTermConfig { key_width, top, .. } = *config;
         let mut push = |name: &str, shape: [usize; 2], role: Role, init: Init| {
             layout.push_init(format!("nanochat.long_term.{name}.weight"), shape, role, init)
         };
@@ -178,7 +184,7 @@ impl LongTerm {
         let query = push("query", [key_width, width], Role::Matrix, Init::fan_in(width));
         let outputs = ["output_id", "output_ego"].map(|name| push(name, [width, width], Role::Matrix, Init::ZERO));
         let options = Options { top, scale: SHARPNESS };
-        LongTerm { key, query, outputs, options, key_width, rows, eps }
+        LongTerm { key, query, outputs, options, key_width, eps }
     }
 
     /// Adds what each token of Id's stream `h [N, C]` reads; also what was read, for Ego's end.
@@ -189,8 +195,7 @@ impl LongTerm {
             Past::Streams { t, segments, bank: None } => {
                 let [n, c] = x.value().shape().rows_cols();
                 let (value, extents) = (x.value(), [n / t / segments, segments]);
-                let rows = segments.max(self.options.top).min(self.rows);
-                let mut bank = Bank::of(value.device(), extents, rows, [self.key_width, c], value.dtype());
+                let mut bank = Bank::of(value.device(), extents, 0, [self.key_width, c], value.dtype());
                 self.read_and_write(tape, &x, [t, segments], &mut bank)
             }
             Past::Conversation(conversation) => self.read_on(tape, &x, conversation),

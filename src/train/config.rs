@@ -372,13 +372,11 @@ impl RunConfig {
             );
         }
         let long_term = &model.parts.long_term;
-        if long_term.enabled && (long_term.segment != train.seq_len || long_term.rows < self.segments()) {
+        if long_term.enabled && long_term.segment != train.seq_len {
             user_bail!(
-                "long_term.segment = {} must be train.seq_len = {} and long_term.rows = {} at least memory.segments = {}; leave them out",
+                "long_term.segment = {} must be train.seq_len = {}; leave it out",
                 long_term.segment,
-                train.seq_len,
-                long_term.rows,
-                self.segments()
+                train.seq_len
             );
         }
         if train.warmup_steps > train.steps {

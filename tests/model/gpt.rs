@@ -63,15 +63,15 @@ pub fn random_params(model: &Gpt, dtype: DType) -> Params {
 }
 
 /// Two rows with a document boundary each.
-/// Two rows, in the middle of which a document begins; of one stream where rows are read by later ones.
+/// Two rows, in the middle of which a document begins; three of one stream where rows are read by later ones.
 pub fn rows(model: &Gpt, t: usize) -> (Rows, Tensor) {
     // Not the step arena: it is reset while they live.
     let arena = &Arena::new(1 << 20).unwrap();
     let v = model.config().vocab_size;
-    let doc_start = (0..2 * t).map(|i| if i % t >= 7 { 7 } else { 0 }).collect::<Vec<u32>>();
-    let segments = if model.config().parts.long_term.enabled { 2 } else { 1 };
-    let rows = Rows { segments, ..Rows::new(arena, &integers("tokens", 2 * t, v), t, Some(&doc_start)) };
-    (rows, Tensor::from_slice(arena, [2 * t], &integers("targets", 2 * t, v)))
+    let [b, segments] = if model.config().parts.long_term.enabled { [3, 3] } else { [2, 1] };
+    let doc_start = (0..b * t).map(|i| if i % t >= 7 { 7 } else { 0 }).collect::<Vec<u32>>();
+    let rows = Rows { segments, ..Rows::new(arena, &integers("tokens", b * t, v), t, Some(&doc_start)) };
+    (rows, Tensor::from_slice(arena, [b * t], &integers("targets", b * t, v)))
 }
 
 fn loss(model: &Gpt, arena: &Arena, params: &Params, rows: &Rows, targets: &Tensor) -> f64 {

@@ -162,7 +162,7 @@ fn lesson(batch: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// Trains on lessons; the share of right answers to others, in one batch and with the three segments in batches of their own.
-fn taught(parts: Parts, steps: usize) -> [f64; 2] {
+pub fn taught(parts: Parts, steps: usize) -> [f64; 2] {
     let (layers, width, heads, head_dim, ffn_width) = (3, 32, 1, 32, 64);
     let plain = ModelConfig::from_depth(3, 25, SHORT);
     let config = ModelConfig { layers, width, heads, kv_heads: 1, head_dim, ffn_width, parts, ..plain };

@@ -5,7 +5,7 @@ use super::trainer::{config, go, tokenizer};
 use nanochat_gpu::device::modules::MODULES;
 use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::formats::checkpoint::load_model;
-use nanochat_gpu::model::Gpt;
+use nanochat_gpu::model::{Gpt, KvCache};
 use nanochat_gpu::tensor::DType;
 use nanochat_gpu::train::config::{Layers, RunConfig};
 use nanochat_gpu::train::estimate::estimate;
@@ -196,6 +196,8 @@ fn all_parts_cost_little() {
         estimate(config, &model, false).memory_bytes as f64
     };
     assert!(bytes(&full) <= 1.3 * bytes(&plain), "{} {}", bytes(&full), bytes(&plain));
+    let of_a_conversation = KvCache::new(&full.model, 1, DType::F32).memory_bytes();
+    assert!((64 << 10..1 << 20).contains(&of_a_conversation), "{of_a_conversation}");
 }
 
 #[test]
