@@ -23,26 +23,14 @@
 //   dh  [M, 2l]  =;  dz [M, l] or null;  factor [1] f32
 // Grid: ceil(M / 8) blocks of 256 threads, a warp a row. Must move M 3 l elements forward, M 5 l backward. No shared memory anywhere.
 // Learnt from: CALM (arXiv 2510.27688).
+#include "common/chunks.cuh"
 #include "common/philox.cuh"
 #include "common/row.cuh"
 
 constexpr u32 THREADS = 256;
-constexpr u32 CHUNK = 4;
-constexpr u32 IGNORE = 0xffffffffu;
 // Streams of noise, as in src/ops/latent.rs.
 constexpr u32 TOKEN_STREAM = 1;
 constexpr u32 LATENT_STREAM = 2;
-
-// Where in its row the chunk of a slot begins; IGNORE where there is none.
-__device__ __forceinline__ u32 chunk_start(const u32* gdoc_start, u32 slot, u32 t) {
-    for (u32 at = slot * CHUNK; at < (slot + 1) * CHUNK && at + CHUNK <= t; at++) {
-        const u32 first = gdoc_start == nullptr ? 0 : gdoc_start[at], last = gdoc_start == nullptr ? 0 : gdoc_start[at + CHUNK - 1];
-        if ((at - first) % CHUNK == 0 && first == last) {
-            return at;
-        }
-    }
-    return IGNORE;
-}
 
 extern "C" __global__ void __launch_bounds__(256, 8) latent_fwd_chunks_u32(u32* tokens, u32* targets, u32* kept, const u32* from, const u32* doc_start, const float* noise, u32 dropped, u32 per_row, u32 t, u32 first, u32 every, u32 m) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;

@@ -1,9 +1,11 @@
 //! The ops of heads that observe the model.
 
 use super::{Row, Size, Stage, Work};
+use crate::ops::energy_contrast::{self, Pair};
+use crate::ops::energy_score::{self, SAMPLES, Truth};
 use crate::ops::latent::{self, CHUNK, Chunks};
 use crate::ops::relu_squared;
-use crate::ops::self_loss::{self, Truth};
+use crate::ops::self_loss;
 use crate::tensor::{DType, Scale, Tensor};
 
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
@@ -11,6 +13,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let mut rows: Vec<Row> = relu_squared_rows(dtype, [n, size.of(16, 256, 256)]).into();
     rows.push(self_loss_row(dtype, [n, 64]));
     rows.extend(latent_rows(dtype, [n / 16, 64, size.of(16, 256, 256)]));
+    rows.extend(energy_rows(dtype, [n / 16, 64, 128]));
     rows
 }
 
@@ -39,7 +42,7 @@ fn self_loss_row(dtype: DType, [n, f]: [usize; 2]) -> Row {
         let [losses, errors] = [(); 2].map(|()| stage.normals([n], DType::F32));
         let (targets, arena) = (stage.ids(n, 100), stage.arena.clone());
         Box::new(move || {
-            let truth = Truth { features: &features, losses: &losses, errors: &errors, targets: &targets };
+            let truth = self_loss::Truth { features: &features, losses: &losses, errors: &errors, targets: &targets };
             let (values, ds) = self_loss::forward(&arena, &s, truth, Some(&0.5.into()));
             vec![values, ds.expect("asked for")]
         })
@@ -84,5 +87,50 @@ fn latent_rows(dtype: DType, [m, l, w]: [usize; 3]) -> [Row; 3] {
                 })
             },
         ),
+    ]
+}
+
+/// Four samples of one chunk for every 16 tokens. The score reads samples and a distribution and writes gradients; the contrast reads three
+/// keys and writes their gradients; the retrieval reads two and writes two, by up to 257 products of a key each way.
+fn energy_rows(dtype: DType, [m, l, d]: [usize; 3]) -> [Row; 4] {
+    let r = SAMPLES * m;
+    let bytes = |elems: usize| Work::bytes(dtype.size_bytes() * elems);
+    let (latents, keys) = ([("M", m), ("R", l)], [("M", m), ("R", d)]);
+    [
+        Row::new(["energy_score", "fwd", "warp_per_chunk"], dtype, &latents, bytes(10 * m * l), move |stage| {
+            let (zhat, h) = (stage.normals([r, l], dtype), stage.normals([m, 2 * l], dtype));
+            let (documents, arena) = (stage.ids(m, 5), stage.arena.clone());
+            Box::new(move || {
+                let truth = Truth { h: &h, documents: &documents, noise: &3.0.into() };
+                let (losses, dzhat) = energy_score::score(&arena, &zhat, truth, Some(&0.5.into()));
+                vec![losses, dzhat.expect("asked for")]
+            })
+        }),
+        Row::new(["energy_score", "fwd", "draws"], dtype, &latents, bytes(10 * m * l), move |stage| {
+            let (h, arena) = (stage.normals([m, 2 * l], dtype), stage.arena.clone());
+            Box::new(move || {
+                let contexts = energy_score::contexts(&arena, chunks(m), 16 * m, None);
+                let draws = energy_score::draws(&arena, &h, &3.0.into());
+                draws.into_iter().chain([contexts.rows, contexts.documents]).collect()
+            })
+        }),
+        Row::new(["energy_contrast", "fwd", "warp_per_row"], dtype, &keys, bytes(6 * r * d), move |stage| {
+            let [q, good, bad] = [(); 3].map(|()| stage.normals([r, d], dtype));
+            let (bias, documents, arena) = (stage.normals([r, 1], dtype), stage.ids(m, 5), stage.arena.clone());
+            Box::new(move || {
+                let pair = Pair { q: &q, good: &good, bad: &bad, bias: &bias };
+                let (losses, to) = energy_contrast::contrast(&arena, pair, &documents, 0.25, Some(&0.5.into()));
+                let to = to.expect("asked for");
+                vec![losses, to.q, to.good, to.bad, to.bias]
+            })
+        }),
+        Row::new(["energy_contrast", "fwd", "retrieve"], dtype, &keys, bytes(4 * m * d), move |stage| {
+            let [q, k] = [(); 2].map(|()| stage.normals([m, d], dtype));
+            let (documents, arena) = (stage.ids(m, 5), stage.arena.clone());
+            Box::new(move || {
+                let (losses, to) = energy_contrast::retrieve(&arena, [&q, &k], &documents, Some(&0.5.into()));
+                [losses].into_iter().chain(to.expect("asked for")).collect()
+            })
+        }),
     ]
 }

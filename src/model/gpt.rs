@@ -8,6 +8,7 @@ mod trunk;
 use super::block::{Block, Stream};
 use super::carried::Carried;
 use super::concept::Concept;
+use super::energy::Energy;
 use super::hypercube::{Coded, Hypercube};
 use super::latent::Latent;
 use super::long_term::LongTerm;
@@ -46,6 +47,7 @@ pub struct Gpt {
     latent: Option<Latent>,
     memory: Option<Memory>,
     long_term: Option<LongTerm>,
+    energy: Option<Energy>,
     table: Table,
 }
 
@@ -120,6 +122,7 @@ impl Gpt {
         let memory = (parts.memory.enabled).then(|| Memory::new(&mut layout, &parts.memory, c, config.norm_eps));
         let long_term =
             (parts.long_term.enabled).then(|| LongTerm::new(&mut layout, &parts.long_term, c, config.norm_eps));
+        let energy = (parts.energy.enabled).then(|| Energy::new(&mut layout, &parts.energy, c, config.norm_eps));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -142,6 +145,7 @@ impl Gpt {
             latent,
             memory,
             long_term,
+            energy,
             table,
         })
     }
@@ -267,12 +271,15 @@ impl Gpt {
         let scale = scales.of(LossKind::Reconstruction);
         let latent = self.latent.iter().flat_map(|latent| latent.loss(tape, rows, scales.noise.as_ref(), scale));
         let latent: Vec<Loss> = latent.collect();
+        let foretold = self.energy.as_ref().zip(self.latent.as_ref());
+        let energy = foretold.map_or(vec![], |(energy, latent)| energy.losses(tape, &y, rows, latent, scales));
         let coded = self.hypercube.as_ref().zip(coded.as_ref());
         let entropy = coded.map(|(hypercube, coded)| hypercube.loss(tape, coded, scales));
         [Some(Loss { kind: LossKind::Lm, values }), concept, entropy, of_self]
             .into_iter()
             .flatten()
             .chain(latent)
+            .chain(energy)
             .collect()
     }
 
@@ -289,6 +296,10 @@ impl Gpt {
         }
         counts[LossKind::Reconstruction.index()] =
             self.latent.as_ref().map_or(0, |latent| latent.counted(tokens, t, doc_start));
+        let foretold = self.energy.as_ref().zip(self.latent.as_ref());
+        let foretold = foretold.map_or(0, |(energy, latent)| energy.counted(latent, tokens, t, doc_start));
+        counts[LossKind::Score.index()] = foretold;
+        counts[LossKind::Energy.index()] = foretold;
         counts
     }
 
@@ -303,7 +314,8 @@ impl Gpt {
         let entropy = self.hypercube.as_ref().map(|_| LossKind::Entropy);
         let of_self = self.self_model.as_ref().map(|_| LossKind::SelfModel);
         let latent = self.latent.as_ref().map(|_| LossKind::Reconstruction);
-        [Some(LossKind::Lm), concept, entropy, of_self, latent].into_iter().flatten().collect()
+        let energy = self.energy.iter().flat_map(|_| [LossKind::Score, LossKind::Energy]);
+        [Some(LossKind::Lm), concept, entropy, of_self, latent].into_iter().flatten().chain(energy).collect()
     }
 
     /// Whether something in it is counted in the training data before a run begins.

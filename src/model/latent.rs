@@ -20,7 +20,7 @@ use super::parts::{Held, PartConfig};
 use crate::ops::latent::{CHUNK, Chunks, Gathered, Options};
 use crate::ops::lm_loss::{Report, chunk_rows};
 use crate::tape::{Measure, MlpParams, Note, Tape, Var};
-use crate::tensor::{Init, Layout, ParamId, Role, Scale, Span};
+use crate::tensor::{Init, Layout, ParamId, Role, Scale, Span, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[latent]`.
@@ -54,8 +54,16 @@ const KL_WEIGHT: f64 = 1e-3;
 const KL_FLOOR: f64 = 0.5;
 
 impl LatentConfig {
-    fn hidden(&self) -> usize {
+    /// Width of a layer's hidden part.
+    pub fn hidden(&self) -> usize {
         ModelConfig::default_ffn_width(self.width)
+    }
+
+    /// Elements that backward needs of a micro-batch of `n` tokens, with the gradients of one stream and of a hidden part.
+    pub fn kept_elems(&self, model: &ModelConfig, n: usize) -> usize {
+        let (w, f) = (self.width, self.hidden());
+        // Embedding and norm; of each layer the stream, its norm, the sum and that one's norm, gate and up and their product.
+        n.div_ceil(self.every) * (2 * model.width + 10 * w + 7 * f + 2 * LATENT)
     }
 }
 
@@ -87,13 +95,15 @@ impl PartConfig for LatentConfig {
 
     fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
         let (w, f, v) = (self.width, self.hidden(), model.vocab_size);
-        // Embedding and its norm; each layer's stream, norm, sum and norm, gate and up and their product, with gradients of the widest.
-        let token = 3 * model.width + 2 * (6 * w + 5 * f) + 2 * LATENT;
         let m = n.div_ceil(self.every);
-        let logits = chunk_rows(v).min(m) * v;
-        // Narrow: the vocabulary widened, and gradients of logits beside the logits.
-        let logits = if is_narrow { logits + logits / 2 + v * w } else { logits };
-        Held { elems_per_token: token.div_ceil(self.every), loss_words: logits + 5 * m }
+        let (kept, logits) = (self.kept_elems(model, n), chunk_rows(v).min(m) * v);
+        let loss_words = match is_narrow {
+            false => kept + logits,
+            // Half as wide, but either the vocabulary is widened, and gradients stand beside the logits, or a layer is widened.
+            true => kept / 2 + (logits + logits / 2 + v * w).max(2 * f * w + m * (2 * w + 2 * f)),
+        };
+        // The gradient of what was embedded waits for the end.
+        Held { elems_per_token: model.width.div_ceil(self.every), loss_words }
     }
 }
 
@@ -169,6 +179,12 @@ impl Latent {
         let x = self.layer(tape, x, self.encoder.mlp);
         let x = tape.reshape(x, [m, CHUNK * self.config.width]);
         tape.linear(&x, self.encoder.output.expect("the encoder's way out"))
+    }
+
+    /// `mu` and `log sigma` of each chunk, `[M, 2 l]`, every token seen; they take no gradient.
+    pub fn truths(&self, tape: &mut Tape, rows: &Rows) -> Tensor {
+        let gathered = self.chunks(rows.t).gather(tape.arena(), &rows.tokens, rows.doc_start.as_ref(), None, 0.0);
+        tape.detached(|tape| self.encode(tape, &gathered).value().clone())
     }
 
     /// The stream of each of a chunk's tokens, `[4 M, w]`, from its latent.

@@ -16,6 +16,10 @@ pub enum LossKind {
     SelfModel,
     /// Of chunks of tokens that go through a latent, and of the latent's divergence.
     Reconstruction,
+    /// The energy score of generated latents.
+    Score,
+    /// The contrast of true latents with generated ones, and with those of other documents.
+    Energy,
 }
 
 /// Number of losses.
@@ -23,8 +27,15 @@ pub const LOSSES: usize = LossKind::ALL.len();
 
 impl LossKind {
     /// All, in the order of their index.
-    pub const ALL: [LossKind; 5] =
-        [LossKind::Lm, LossKind::Concept, LossKind::Entropy, LossKind::SelfModel, LossKind::Reconstruction];
+    pub const ALL: [LossKind; 7] = [
+        LossKind::Lm,
+        LossKind::Concept,
+        LossKind::Entropy,
+        LossKind::SelfModel,
+        LossKind::Reconstruction,
+        LossKind::Score,
+        LossKind::Energy,
+    ];
 
     /// As in `loss.NAME` of configuration and metrics.
     pub const fn name(self) -> &'static str {
@@ -34,6 +45,8 @@ impl LossKind {
             LossKind::Entropy => "entropy",
             LossKind::SelfModel => "self",
             LossKind::Reconstruction => "reconstruction",
+            LossKind::Score => "score",
+            LossKind::Energy => "energy",
         }
     }
 

@@ -16,6 +16,7 @@ pub mod latent;
 pub mod memory;
 pub mod long_term;
 pub mod carried;
+pub mod energy;
 pub mod gpt;
 
 pub use cache::KvCache;

@@ -3,6 +3,7 @@
 
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
+use super::energy::EnergyConfig;
 use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
 use super::long_term::LongTermConfig;
@@ -26,11 +27,12 @@ pub struct Parts {
     pub latent: LatentConfig,
     pub memory: MemoryConfig,
     pub long_term: LongTermConfig,
+    pub energy: EnergyConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
 pub const TABLES: &[&str] =
-    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term"];
+    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term", "energy"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -87,6 +89,7 @@ impl Parts {
             &self.latent,
             &self.memory,
             &self.long_term,
+            &self.energy,
         ]
     }
 
@@ -144,6 +147,12 @@ impl Parts {
                 "a model of {} layers has no three stages, which {name} needs; use 3 layers or more, or set {name}.enabled=false",
                 model.layers
             )));
+        }
+        if self.energy.enabled && !self.latent.enabled {
+            return Err(UserError(
+                "energy.enabled = true needs latents to foretell; set latent.enabled=true or energy.enabled=false"
+                    .into(),
+            ));
         }
         self.all().into_iter().find_map(PartConfig::complaint).map_or(Ok(()), |complaint| Err(UserError(complaint)))
     }

@@ -63,10 +63,9 @@ impl PartConfig for SelfModelConfig {
     }
 
     fn held(&self, model: &ModelConfig, n: usize, _is_narrow: bool) -> Held {
-        // Norm of Ego's stream and its gradient, the hidden layer twice and its gradient, what is said and its gradient.
-        let elems_per_token = 2 * model.width + 3 * self.width + 2 * SAID;
-        // Truths: norm and features of Superego's stream, a loss and an error.
-        Held { elems_per_token, loss_words: n * (model.width + FEATURES + 2) }
+        // The gradient of Ego's stream waits for Ego. Before, there are its norm, the hidden layer before and after, and the gradient of
+        // that; what is said, or its gradient.
+        Held { elems_per_token: model.width + 2, loss_words: n * (model.width + 3 * self.width + SAID) }
     }
 }
 

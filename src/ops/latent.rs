@@ -59,7 +59,7 @@ impl Chunks {
     }
 
     /// Where among all tokens the chunk of the selected slot number `m` begins.
-    fn start(self, m: usize, doc_start: Option<&[u32]>) -> Option<usize> {
+    pub fn start(self, m: usize, doc_start: Option<&[u32]>) -> Option<usize> {
         let (row, slot) = (m / self.per_row() * self.t, self.first + m % self.per_row() * self.every);
         let document = |at: usize| doc_start.map_or(0, |doc_start| doc_start[row + at] as usize);
         (slot * CHUNK..(slot + 1) * CHUNK)

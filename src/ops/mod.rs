@@ -14,6 +14,8 @@ pub mod concept_loss;
 pub mod decay_gate;
 pub mod delta_rule;
 pub mod embedding;
+pub mod energy_contrast;
+pub mod energy_score;
 pub mod grad_norm;
 pub mod hypercube;
 pub mod latent;

@@ -1,10 +1,13 @@
 //! The ops of parts beyond the backbone, on the tape: the blend of stages, the concept head, the hypercube, reads of banks,
-//! the self-model, the latent.
+//! the self-model, the latent, the energy heads.
 
 use super::{Node, Tape, Var, VarId};
 use crate::ops::bank_product::{self, Side};
+use crate::ops::energy_contrast::{self, Pair};
 use crate::ops::select_rows::{self, Stride};
-use crate::ops::{blend, concept_loss, hypercube, latent, relu_squared, self_loss, top_k_softmax};
+use crate::ops::{
+    blend, concept_loss, embedding, energy_score, hypercube, latent, relu_squared, self_loss, top_k_softmax,
+};
 use crate::tensor::{ParamId, Role, Scale, Shape, Tensor};
 use std::fmt;
 
@@ -34,6 +37,7 @@ pub enum PartNode {
     TopK { a: VarId, scores: VarId, statistics: Option<ParamId>, saved: top_k_softmax::Saved },
     LatentSample { z: VarId, h: VarId, factor: Scale, saved: Box<latent::Saved> },
     MaskRows { y: VarId, x: VarId, kept: Tensor },
+    GatherRows { y: VarId, x: VarId, n: usize, rows: Tensor },
     Reshape { y: VarId, x: VarId, from: Shape },
     ReluSquared { y: VarId, x: VarId, saved: relu_squared::Saved },
 }
@@ -49,6 +53,7 @@ impl PartNode {
             PartNode::TopK { a, scores, .. } => writeln!(to, "{a} = top_k_softmax {scores}"),
             PartNode::LatentSample { z, h, .. } => writeln!(to, "{z} = latent_sample {h}"),
             PartNode::MaskRows { y, x, .. } => writeln!(to, "{y} = mask_rows {x}"),
+            PartNode::GatherRows { y, x, .. } => writeln!(to, "{y} = gather_rows {x}"),
             PartNode::Reshape { y, x, .. } => writeln!(to, "{y} = reshape {x}"),
             PartNode::ReluSquared { y, x, .. } => writeln!(to, "{y} = relu_squared {x}"),
         }
@@ -184,6 +189,54 @@ impl Tape<'_> {
         (z, kl)
     }
 
+    /// Rows of `x [N, C]` by number: `rows [M]` below `N` -> `[M, C]`.
+    pub fn gather_rows(&mut self, x: &Var, rows: &Tensor) -> Var {
+        let n = x.value.shape().rows_cols()[0];
+        let y = self.var(embedding::forward(self.arena, &x.value, rows));
+        self.record_part(|| PartNode::GatherRows { y: y.id, x: x.id, n, rows: rows.clone() });
+        y
+    }
+
+    /// The energy score of samples against draws: losses of chunks, each of which enters the total loss by the factor `grad_scale`.
+    pub fn energy_score(&mut self, zhat: &Var, truth: energy_score::Truth, grad_scale: impl Into<Scale>) -> Tensor {
+        let factor = self.recording.then(|| grad_scale.into());
+        let (losses, dzhat) = energy_score::score(self.arena, &zhat.value, truth, factor.as_ref());
+        if let Some(dzhat) = dzhat {
+            self.record(|| Node::Loss { name: "energy_score", x: zhat.id, dx: dzhat });
+        }
+        losses
+    }
+
+    /// The contrast of true with generated latents: losses of rows, each by its weight, which enter the total loss by `grad_scale`.
+    pub fn energy_contrast(
+        &mut self,
+        pair: Pair<&Var>,
+        documents: &Tensor,
+        weight: f64,
+        grad_scale: impl Into<Scale>,
+    ) -> Tensor {
+        let Pair { q, good, bad, bias } = pair;
+        let factor = self.recording.then(|| grad_scale.into());
+        let values = Pair { q: &q.value, good: &good.value, bad: &bad.value, bias: &bias.value };
+        let (losses, to) = energy_contrast::contrast(self.arena, values, documents, weight, factor.as_ref());
+        if let Some(to) = to {
+            for (x, dx) in [(q, to.q), (good, to.good), (bad, to.bad), (bias, to.bias)] {
+                self.record(|| Node::Loss { name: "energy_contrast", x: x.id, dx });
+            }
+        }
+        losses
+    }
+
+    /// The retrieval of each chunk's key among those of other documents: losses of chunks, which enter the total loss by `grad_scale`.
+    pub fn energy_retrieve(&mut self, q: &Var, k: &Var, documents: &Tensor, grad_scale: impl Into<Scale>) -> Tensor {
+        let factor = self.recording.then(|| grad_scale.into());
+        let (losses, to) = energy_contrast::retrieve(self.arena, [&q.value, &k.value], documents, factor.as_ref());
+        for (x, dx) in [q, k].into_iter().zip(to.into_iter().flatten()) {
+            self.record(|| Node::Loss { name: "energy_retrieve", x: x.id, dx });
+        }
+        losses
+    }
+
     /// `max(x, 0)^2`.
     pub fn relu_squared(&mut self, x: Var) -> Var {
         let y = self.var(relu_squared::forward(self.arena, &x.value));
@@ -225,6 +278,14 @@ impl Tape<'_> {
             PartNode::MaskRows { y, x, kept } => {
                 if let Some(dy) = self.take(y) {
                     self.accumulate(x, latent::mask_rows(arena, &dy, &kept));
+                }
+            }
+            PartNode::GatherRows { y, x, n, rows } => {
+                if let Some(dy) = self.take(y) {
+                    let [_, c] = dy.shape().rows_cols();
+                    let mut dx = Tensor::zeros(arena, [n, c], dy.dtype().accumulator());
+                    embedding::backward(&mut dx.whole_mut(), &dy, &rows);
+                    self.accumulate(x, dx.cast(arena, dy.dtype()));
                 }
             }
             PartNode::Reshape { y, x, from } => {

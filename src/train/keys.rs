@@ -57,6 +57,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("loss.self.weight", "weight of the self-model's loss"),
     ("loss.self.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("loss.reconstruction.weight", "weight of the latent's loss, which gives the trunk no gradient"),
+    ("loss.score.weight", "weight of the energy score of generated latents"),
+    ("loss.score.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
+    ("loss.energy.weight", "weight of the energy head's contrast and of the retrieval"),
+    ("loss.energy.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("psyche.enabled", "blend the stages Id, Ego and Superego by weights of each token"),
     ("psyche.source", "what the weights are computed from: superego, id, or static (three weights for all tokens)"),
     ("hypercube.enabled", "let Id's stream pass near a vertex of a hypercube"),
@@ -102,6 +106,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("long_term.key_width", "width of a row's key, up to 256"),
     ("long_term.top", "rows that a token reads, up to 32"),
     ("long_term.segment", "tokens of a segment of a conversation: train.seq_len"),
+    ("energy.enabled", "generate the next chunk's latent, and score how well a latent goes on; needs latent.enabled"),
+    ("energy.width", "width of the generator"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -122,6 +128,8 @@ enabled = true
 [memory]
 enabled = true
 [long_term]
+enabled = true
+[energy]
 enabled = true
 ";
 

@@ -14,6 +14,8 @@ pub struct LossConfig {
     #[serde(rename = "self")]
     pub self_model: HeadLoss,
     pub reconstruction: OwnLoss,
+    pub score: HeadLoss,
+    pub energy: HeadLoss,
 }
 
 /// The language-model loss.
@@ -48,6 +50,8 @@ impl Default for LossConfig {
             entropy: head(0.02, 0.1),
             self_model: head(0.02, 0.1),
             reconstruction: OwnLoss { weight: 1.0 },
+            score: head(0.05, 0.1),
+            energy: head(0.05, 0.1),
         }
     }
 }
@@ -62,6 +66,8 @@ impl LossConfig {
             LossKind::Entropy => head(&self.entropy),
             LossKind::SelfModel => head(&self.self_model),
             LossKind::Reconstruction => LossOrder { weight: self.reconstruction.weight, rho: 0.0 },
+            LossKind::Score => head(&self.score),
+            LossKind::Energy => head(&self.energy),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, banks, heads, memory, parts, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, banks, energy, heads, memory, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -47,6 +47,10 @@ pub const FAMILIES: &[Family] = &[
     on_device("judged_loss", heads::judged_on),
     on_device("latent_chunks", heads::chunks_on),
     cases("latent", heads::latent),
+    on_device("energy_draws", energy::draws_on),
+    cases("energy_score", energy::score),
+    cases("energy_contrast", energy::contrast),
+    cases("energy_retrieve", energy::retrieve),
     cases("delta_rule", memory::delta_rule),
     on_device("delta_decode", memory::delta_decode_on),
     cases("short_conv", memory::short_conv),

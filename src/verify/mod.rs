@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod banks;
+pub mod energy;
 pub mod families;
 pub mod heads;
 pub mod parts;

@@ -12,7 +12,7 @@ use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Role, Tensor};
 
 /// Logits, every loss, and the gradient of each parameter.
 fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recompute: Recompute) -> Vec<Vec<f64>> {
-    let (host_rows, targets) = rows(model, 11);
+    let (host_rows, targets) = rows(model, 16);
     let (model, params) = (model.to(device), params.clone().to(device));
     let ids = |tensor: &Tensor| Tensor::from_slice(arena, [tensor.elems()], tensor.as_slice::<u32>());
     let [doc_start, starts] = [&host_rows.doc_start, &host_rows.starts].map(|x| x.as_ref().map(ids));
@@ -20,7 +20,7 @@ fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recom
     let logits = model.logits(&mut Tape::inference(arena, &params), &rows).to_f64();
     let mut grads = Grads::zeros_on(device, model.layout().clone(), params.dtype());
     let mut tape = Tape::recording(arena, &params, &mut grads);
-    let scales = LossScales::all(1.0 / 22.0, 0.3);
+    let scales = LossScales::all(1.0 / 32.0, 0.3);
     let losses = model.losses(&mut tape, &rows, &targets, &scales, recompute, &mut Carried::default());
     let losses: Vec<f64> = losses.iter().flat_map(|loss| loss.values.to_f64()).collect();
     tape.backward();

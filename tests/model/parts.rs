@@ -4,6 +4,7 @@
 use super::gpt::{configs, random_params, rows};
 use nanochat_gpu::data::statistics::Statistics;
 use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
+use nanochat_gpu::model::energy::EnergyConfig;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
@@ -88,6 +89,11 @@ fn long_term() -> Parts {
     Parts { long_term, ..Parts::default() }
 }
 
+/// With the latents that it needs.
+fn energy() -> Parts {
+    Parts { energy: EnergyConfig { enabled: true, width: 12 }, ..latent() }
+}
+
 /// A part alone.
 pub struct Alone {
     pub parts: Parts,
@@ -113,8 +119,16 @@ pub fn each() -> Vec<Alone> {
     let memory = Alone { parts: memory(), outputs, is_read: true };
     let outputs = &["nanochat.long_term.output_id.weight", "nanochat.long_term.output_ego.weight"];
     let long_term = Alone { parts: long_term(), outputs, is_read: true };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term]).collect()
+    let energy = Alone { parts: energy(), outputs: &ENERGY_OUTPUTS, is_read: false };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy]).collect()
 }
+
+const ENERGY_OUTPUTS: [&str; 4] = [
+    "nanochat.energy.generator.output.weight",
+    "nanochat.energy.query.weight",
+    "nanochat.energy.retrieval.query.weight",
+    "nanochat.energy.bias",
+];
 
 fn with(config: &ModelConfig, parts: Parts) -> ModelConfig {
     ModelConfig { parts, ..config.clone() }
@@ -176,7 +190,7 @@ fn weighted(
     scales: &LossScales,
     frozen: &mut Frozen,
 ) -> f64 {
-    let (rows, targets) = rows(model, 11);
+    let (rows, targets) = rows(model, 16);
     let tape = match grads {
         Some(grads) => Tape::recording(arena, params, grads),
         None => Tape::inference(arena, params),
@@ -210,6 +224,7 @@ fn rho_scales_what_reaches_the_trunk_and_nothing_else() {
                     LossKind::Entropy => "hypercube",
                     LossKind::SelfModel => "self_model",
                     LossKind::Reconstruction => "latent",
+                    LossKind::Score => "energy",
                     kind => kind.name(),
                 };
                 let is_trunk = !entry.name.starts_with(&format!("nanochat.{head}."));
@@ -383,6 +398,29 @@ fn a_latent_begins_at_even_odds_and_draws_in_training_only() {
         let is_zero = grads.view(ParamId(i as u32)).to_f64().iter().all(|&g| g == 0.0);
         assert_eq!(is_zero, !entry.name.starts_with("nanochat.latent."), "{}", entry.name);
     }
+}
+
+/// New heads generate nothing and find every latent as likely as another.
+#[test]
+fn energies_begin_at_even_odds_and_need_latents() {
+    let model = Gpt::new(with(&configs()[0], energy()), DType::F64).unwrap();
+    let (arena, (rows, targets)) = (Arena::new(64 << 20).unwrap(), rows(&model, 16));
+    let params = neutral_params(&model, DType::F64, &ENERGY_OUTPUTS);
+    let mut tape = Tape::inference(&arena, &params);
+    let losses = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let of = |kind: LossKind| losses.iter().filter(move |loss| loss.kind == kind).map(|loss| loss.values.to_f64());
+    let [tokens, starts] = [&rows.tokens, rows.doc_start.as_ref().unwrap()].map(|x| x.as_slice::<u32>());
+    let counts = model.counts(tokens, targets.as_slice::<u32>(), 16, Some(starts));
+    // Of chunks at 0, 7 and 11 of each row, only the last has a context.
+    assert_eq!([LossKind::Score, LossKind::Energy].map(|kind| counts[kind.index()]), [2, 2]);
+    let scores: Vec<f64> = of(LossKind::Score).flatten().collect();
+    assert!(scores.iter().filter(|&&score| score > 0.0).count() == 2, "{scores:?}");
+    // Each of two is contrasted at even odds and told from the other.
+    let sums: Vec<f64> = of(LossKind::Energy).map(|values| values.iter().sum::<f64>()).collect();
+    close("even odds", &sums, &[2.0 * 2.0 * 2f64.ln(), 2.0 * 2f64.ln()], 1e-12).unwrap();
+    let alone = Parts { latent: LatentConfig::default(), ..energy() };
+    let error = Gpt::new(with(&configs()[0], alone), DType::F64).err().unwrap();
+    assert!(error.to_string().contains("set latent.enabled=true"), "{error}");
 }
 
 /// Above the threshold a step ends after Id, and what was skipped is in the cache as if made from Id's stream.

@@ -11,6 +11,8 @@ mod concept_loss;
 mod decay_gate;
 mod delta_rule;
 mod embedding;
+mod energy_contrast;
+mod energy_score;
 mod grad_norm;
 mod hypercube;
 mod latent;

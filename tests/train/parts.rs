@@ -14,7 +14,7 @@ use nanochat_gpu::train::trainer::{End, Trainer};
 use serde_json::Value;
 use std::path::Path;
 
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 17] = [
     "model.layers=3",
     "psyche.enabled=true",
     "hypercube.enabled=true",
@@ -29,6 +29,8 @@ const PARTS: [&str; 15] = [
     "latent.enabled=true",
     "latent.width=16",
     "latent.every=2",
+    "energy.enabled=true",
+    "energy.width=16",
     "train.eval_every=10",
 ];
 
@@ -50,8 +52,9 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     let lines = lines(&run);
     for line in &lines {
         let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self", "loss.reconstruction"];
+        let [score, energy] = ["loss.score", "loss.energy"].map(|key| number(line, key));
         let [lm, concept, entropy, of_self, latent] = keys.map(|key| number(line, key));
-        let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self + latent;
+        let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self + latent + 0.05 * (score + energy);
         assert!((number(line, "loss") - total).abs() < 1e-9, "{line}");
     }
     let held_out = |key: &str| lines.iter().filter(|line| line.get(key).is_some()).count();
@@ -67,6 +70,7 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
             "{shares:?}"
         );
     }
+    assert_eq!(["val_loss.score", "val_loss.energy"].map(held_out), [4; 2]);
     assert_eq!(shares("grad_share.reconstruction"), [0.0; 4], "the latent does not move the trunk");
     for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self.svg", "loss.reconstruction.svg"] {
         assert!(std::fs::read_to_string(run.join(name)).unwrap().contains("polyline"), "{name}");
@@ -76,6 +80,9 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     assert!(number(last, "val_loss.concept") < number(first, "loss.concept") - 0.1, "{first} {last}");
     // The self-model begins with nothing said: 1 for the features, the whole loss, the doubt.
     assert!(number(last, "val_loss.self") < number(first, "loss.self") - 1.0, "{first} {last}");
+    // The generator begins with nothing, the energies at even odds.
+    assert!(number(last, "val_loss.score") < number(first, "loss.score"), "{first} {last}");
+    assert!(number(last, "val_loss.energy") < number(first, "loss.energy"), "{first} {last}");
     // The latent begins at even odds, and its report is that of the tokens alone.
     assert!(number(last, "val_loss.reconstruction") < number(first, "loss.reconstruction") - 0.5, "{first} {last}");
     let (bits, right) = (number(last, "val_latent.bits"), number(last, "val_latent.accuracy"));
@@ -151,7 +158,15 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
         config.device.dtype = dtype;
         let out = folder.path().join(name);
         go(&mut Trainer::start(config, tokenizer(), &out).unwrap(), Some(8));
-        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self", "loss.reconstruction"];
+        let keys = [
+            "loss.lm",
+            "loss.concept",
+            "loss.entropy",
+            "loss.self",
+            "loss.reconstruction",
+            "loss.score",
+            "loss.energy",
+        ];
         lines(&out).iter().map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
     };
     let sim = ["device.kind=sim", "device.sim=checked"];
@@ -160,7 +175,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
     let written = run("written", &[&sim[..], &["device.graph=false"]].concat(), DType::F32);
     assert_eq!(device, written);
     for (step, ((exact, host), device)) in exact.iter().zip(&host).zip(&device).enumerate() {
-        for k in 0..5 {
+        for k in 0..7 {
             let (host, device) = ((host[k] - exact[k]).abs(), (device[k] - exact[k]).abs());
             let bound = 2.0 * host + 2f64.powi(-18) * exact[k].abs().max(1.0);
             assert!(device <= bound, "step {step}, loss {k}: {device:e} from f64, the CPU {host:e}");
@@ -180,15 +195,20 @@ fn all_parts_cost_little() {
     let (plain, full) = (of(None), of(Some("full")));
     let parts = &full.model.parts;
     assert!(parts.psyche.enabled && parts.concept.enabled && parts.hypercube.enabled && parts.self_model.enabled);
-    assert!(parts.latent.enabled);
+    assert!(parts.latent.enabled && parts.energy.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
     let memory = 768 * 4 * (6 * 64 + 1) + 4 * (6 * 64 * 64 + 4 * 64 * 128) / 2;
+    // Query and two outputs of the long-term memory, and its rows, which get no gradient.
+    let long_term = 768 * (64 + 2 * 768) + 2 * 256 * (64 + 768) / 3;
     // Query, keys, values and output of the memes.
     let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
     // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back; a
     // quarter of the latent's encoder, decoder and vocabulary.
-    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + 256 * (768 + 66) + 64 * 768 / 3 + memetic;
-    let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4 + memory;
+    let elems = 3 * 768 + 3 * 16 * 768 + 64 * (768 + 50_257) / 8 + 256 * (768 + 66) + 64 * 768 / 3;
+    let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4;
+    // Four samples and queries, and a retrieval, for each 16 tokens; the encoder again without a way back.
+    let samples = 4 * (256 * (768 + 2 * 64) + 3 * 256 * 704 + 128 * (768 + 2 * 64)) + 128 * (768 + 64);
+    let elems = elems + (samples + 4 * (256 * 768 + 3 * 256 * 704 + 2 * 64 * 256) / 3) / 16 + memetic + memory + long_term;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {
@@ -216,6 +236,8 @@ fn keys_out_of_range_are_refused_in_one_line() {
     assert!(refused("self_model.width=0").contains("between 1 and"));
     assert!(refused("latent.dropout=1").contains("between 0 and 0.9"));
     assert!(refused("latent.every=0").contains("latent.every = 0"));
+    assert!(refused("energy.width=0").contains("energy.width = 0"));
+    assert!(refused("energy.enabled=true").contains("set latent.enabled=true"));
     assert!(refused("loss.self.rho=2").contains("loss.self.rho = 2"));
     assert!(refused("psyche.enable=true").contains("did you mean psyche.enabled?"));
     assert!(refused("psyche.source=ego").contains("psyche"));
