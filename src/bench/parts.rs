@@ -93,7 +93,7 @@ fn bank_rows(dtype: DType, [n, c, m]: [usize; 3]) -> [Row; 3] {
     let (extents, bytes) = ([("N", n), ("M", m), ("C", c)], dtype.size_bytes());
     let product = Work { bytes: bytes * (n * m + n * c + STREAMS * m * c), flops: 2 * n * m * c, tokens: 0 };
     [
-        Row::new(["bank_product", "fwd", "columns"], dtype, &extents, product, move |stage| {
+        Row::new(["bank_product", "fwd", super::products::mechanism(dtype)], dtype, &extents, product, move |stage| {
             let (x, bank) = (stage.normals([n, m], dtype), stage.normals([STREAMS, m, c], dtype));
             let arena = stage.arena.clone();
             Box::new(move || vec![bank_product::forward(&arena, &x, &bank, Side::Columns)])

@@ -150,7 +150,7 @@ fn linear_work(dtype: DType, [n, i, o]: [usize; 3]) -> [Work; 2] {
 }
 
 /// What multiplies in `dtype`.
-fn mechanism(dtype: DType) -> &'static str {
+pub(super) fn mechanism(dtype: DType) -> &'static str {
     if dtype == DType::F32 { "naive_tiled" } else { "mma" }
 }
 

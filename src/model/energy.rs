@@ -64,6 +64,14 @@ impl PartConfig for EnergyConfig {
         self.enabled
     }
 
+    fn losses(&self) -> &'static [LossKind] {
+        &[LossKind::Score, LossKind::Energy]
+    }
+
+    fn requires(&self) -> &'static [&'static str] {
+        &["latent"]
+    }
+
     fn complaint(&self) -> Option<String> {
         let width = self.width;
         (!(1..=WIDTH_MAX).contains(&width))

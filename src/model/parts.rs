@@ -148,11 +148,14 @@ impl Parts {
                 model.layers
             )));
         }
-        if self.energy.enabled && !self.latent.enabled {
-            return Err(UserError(
-                "energy.enabled = true needs latents to foretell; set latent.enabled=true or energy.enabled=false"
-                    .into(),
-            ));
+        let is_on = |name: &str| self.part(name).is_some_and(PartConfig::is_enabled);
+        let missing = |(name, part): (&'static str, &dyn PartConfig)| {
+            part.requires().iter().find(|other| !is_on(other)).map(|other| (name, *other))
+        };
+        if let Some((name, other)) = self.enabled().find_map(missing) {
+            return Err(UserError(format!(
+                "{name}.enabled = true needs {other}; set {other}.enabled=true or {name}.enabled=false"
+            )));
         }
         self.all().into_iter().find_map(PartConfig::complaint).map_or(Ok(()), |complaint| Err(UserError(complaint)))
     }

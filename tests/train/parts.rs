@@ -208,7 +208,8 @@ fn all_parts_cost_little() {
     let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4;
     // Four samples and queries, and a retrieval, for each 16 tokens; the encoder again without a way back.
     let samples = 4 * (256 * (768 + 2 * 64) + 3 * 256 * 704 + 128 * (768 + 2 * 64)) + 128 * (768 + 64);
-    let elems = elems + (samples + 4 * (256 * 768 + 3 * 256 * 704 + 2 * 64 * 256) / 3) / 16 + memetic + memory + long_term;
+    let elems =
+        elems + (samples + 4 * (256 * 768 + 3 * 256 * 704 + 2 * 64 * 256) / 3) / 16 + memetic + memory + long_term;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {
