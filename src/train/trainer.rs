@@ -28,7 +28,7 @@ use crate::model::losses::{LOSSES, LossKind};
 use crate::model::{Carried, Gpt};
 use crate::ops::clip::Limits;
 use crate::tensor::{Arena, Grads, Params};
-use crate::tokenizer::{Codec, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::{user_bail, user_error};
 use anyhow::bail;
 use std::path::{Path, PathBuf};

@@ -407,7 +407,8 @@ fn energies_begin_at_even_odds_and_need_latents() {
     let (arena, (rows, targets)) = (Arena::new(64 << 20).unwrap(), rows(&model, 16));
     let params = neutral_params(&model, DType::F64, &ENERGY_OUTPUTS);
     let mut tape = Tape::inference(&arena, &params);
-    let losses = model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing);
+    let losses =
+        model.losses(&mut tape, &rows, &targets, &LossScales::lm(1.0), Recompute::Nothing, &mut Carried::default());
     let of = |kind: LossKind| losses.iter().filter(move |loss| loss.kind == kind).map(|loss| loss.values.to_f64());
     let [tokens, starts] = [&rows.tokens, rows.doc_start.as_ref().unwrap()].map(|x| x.as_slice::<u32>());
     let counts = model.counts(tokens, targets.as_slice::<u32>(), 16, Some(starts));

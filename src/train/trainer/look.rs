@@ -5,7 +5,7 @@ use crate::eval::{Evaluation, bits_per_byte};
 use crate::infer::{Request, Sampler, SamplerOptions, generate};
 use crate::model::Carried;
 use crate::model::gpt::{Recompute, Rows};
-use crate::model::losses::LossScales;
+use crate::model::losses::{LossKind, LossScales};
 use crate::ops::grad_norm::sums_of_squares;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
