@@ -1,7 +1,7 @@
 // Embedding: y_n = table[token_n]; backward dtable[token_n] += dy_n, in the order of n for every element.
 //
 // Forward
-//   y       [N, C]  f32 or bf16, =; NaN where a token is not below V
+//   y       [N, C]  f32 or bf16, =; zeros where a token is NOTHING, NaN where it is another that is not below V
 //   table   [V, C]
 //   tokens  [N]     u32
 // Grid: ceil(N C / 1024) (f32) or ceil(N C / 2048) (bf16) blocks of 256 threads. Must move 2 N C elements.
@@ -16,6 +16,8 @@
 
 constexpr u32 THREADS = 256;
 constexpr u32 TABLE_ROWS = 16;
+// A token that has no row.
+constexpr u32 NOTHING = 0xffffffffu;
 
 template <typename E, u32 W>
 __device__ __forceinline__ void forward(E* gy, const E* gtable, const u32* gtokens, u32 n, u32 v, u32 c) {
@@ -27,7 +29,7 @@ __device__ __forceinline__ void forward(E* gy, const E* gtable, const u32* gtoke
         } else {
 #pragma unroll
             for (u32 j = 0; j < W; j++) {
-                x[j] = __uint_as_float(0x7fffffffu);
+                x[j] = token == NOTHING ? 0.0f : __uint_as_float(0x7fffffffu);
             }
         }
         store_vector<W>(gy + element, x);

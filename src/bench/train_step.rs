@@ -62,7 +62,8 @@ fn run(stage: &Stage, dtype: DType, shape: Shape) -> Run {
     let mut moments = Moments::zeros(&params);
     let plan = Plan::new(Kind::Adamw, model.layout(), width, 1.0, None);
     let (tokens, targets) = (stage.ids(b * t, v), stage.ids(b * t, v));
-    let (rows, arena) = (Rows { tokens, t, doc_start: None, starts: None, segments: 1 }, stage.arena.clone());
+    let (rows, arena) =
+        (Rows { tokens, t, doc_start: None, starts: None, segments: 1, places: None }, stage.arena.clone());
     let host = crate::tensor::Arena::new(4096).expect("address space");
     Box::new(move || {
         grads.clear();

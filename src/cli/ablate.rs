@@ -5,7 +5,7 @@ use super::train::{human_time, set_threads, train_tokenizer};
 use crate::model::parts::TABLES;
 use crate::tokenizer::Tokenizer;
 use crate::train::ablation::{Ablation, arms};
-use crate::train::config::Layers;
+use crate::train::config::{Layers, RunConfig};
 use crate::user_bail;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -145,16 +145,17 @@ fn prepare(command: &AblateCommand) -> anyhow::Result<Ablation> {
     }
     let data = layers.data()?;
     // Refuse a bad configuration before a tokenizer is trained for it.
-    for arm in &arms {
-        set_threads(arm.config(&layers, 1, 1)?.train.threads);
-    }
+    let configs: Vec<RunConfig> = arms.iter().map(|arm| arm.config(&layers, 1, 1)).collect::<anyhow::Result<_>>()?;
+    set_threads(configs[0].train.threads);
     // One for all arms, kept beside the runs, so that an ablation that goes on has the same.
     let kept = command.out.join("tokenizer");
     let tokenizer = match &data.tokenizer {
         Some(dir) => Tokenizer::load(Path::new(dir))?,
         None if kept.exists() => Tokenizer::load(&kept)?,
         None => {
-            let tokenizer = train_tokenizer(&data, true)?;
+            // As it must be for the arm that asks the most of it.
+            let config = configs.iter().find(|config| config.model.parts.digits.enabled).unwrap_or(&configs[0]);
+            let tokenizer = train_tokenizer(config, true)?;
             std::fs::create_dir_all(&kept)?;
             tokenizer.save(&kept)?;
             tokenizer

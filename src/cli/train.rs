@@ -4,8 +4,8 @@ use super::output::{note, print};
 use super::tokenizer::train_on;
 use crate::data::Spec;
 use crate::tensor::DType;
-use crate::tokenizer::{Codec, Tokenizer, TrainSpec};
-use crate::train::config::{DataConfig, Layers, PRESETS, RunConfig};
+use crate::tokenizer::{Codec, Pattern, Tokenizer, TrainSpec};
+use crate::train::config::{Layers, PRESETS, RunConfig};
 use crate::train::estimate::{Estimate, estimate};
 use crate::train::run_folder::RunFolder;
 use crate::train::trainer::{End, Event, Observer, Summary, Trainer, check_memory};
@@ -148,7 +148,7 @@ fn resume(command: &TrainCommand, back: i64) -> anyhow::Result<Trainer> {
         say(command.json, &format!("{} has no checkpoint yet: from the beginning", out.display()));
         let tokenizer = match &config.data.tokenizer {
             Some(dir) => Tokenizer::load(Path::new(dir))?,
-            None => train_tokenizer(&config.data, command.json)?,
+            None => train_tokenizer(&config, command.json)?,
         };
         return Trainer::begin(config, Arc::new(tokenizer), folder);
     }
@@ -224,15 +224,17 @@ fn start(command: &TrainCommand) -> anyhow::Result<Option<Trainer>> {
     check_memory(&planned, &Gpt::new(planned.model.clone(), planned.device.dtype)?)?;
     let tokenizer = Arc::new(match given {
         Some(tokenizer) => tokenizer,
-        None => train_tokenizer(&data, command.json)?,
+        None => train_tokenizer(&planned, command.json)?,
     });
     let config = layers.resolve(tokenizer.vocab_size())?;
     Trainer::start(config, tokenizer, &out).map(Some)
 }
 
-pub(super) fn train_tokenizer(data: &DataConfig, json: bool) -> anyhow::Result<Tokenizer> {
+pub(super) fn train_tokenizer(config: &RunConfig, json: bool) -> anyhow::Result<Tokenizer> {
+    let data = &config.data;
+    let pattern = if config.model.parts.digits.enabled { Pattern::Gpt4SingleDigit } else { Pattern::Gpt4 };
     let started = Instant::now();
-    let (tokenizer, report) = train_on(&data.sources, &TrainSpec::new(data.vocab_size))?;
+    let (tokenizer, report) = train_on(&data.sources, &TrainSpec { pattern, ..TrainSpec::new(data.vocab_size) })?;
     let seconds = started.elapsed().as_secs_f64();
     say(
         json,

@@ -79,6 +79,8 @@ pub struct Batch {
     pub bytes_in_targets: Vec<u16>,
     /// How often the most repeated source had been completed when this batch was packed.
     pub epoch: u64,
+    /// Batches packed before it.
+    pub index: u64,
 }
 
 /// Where one source stands.
@@ -232,6 +234,7 @@ impl Packer {
             begins: Vec::with_capacity(rows * seq_len),
             bytes_in_targets: Vec::with_capacity(rows * seq_len),
             epoch: 0,
+            index: self.batches,
         };
         for row in 0..rows {
             let packed = match self.shape.packing {

@@ -50,7 +50,8 @@ pub fn reserve_arena(device: Device, config: &ModelConfig, footprint: Footprint)
     let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
     let states =
         if config.has_kda() { [kda::held_elems(config), kda::backward_elems(config)].concat() } else { vec![] };
-    let activations = tokens * layers.max(1) * (8 * c + 4 * qkv + 6 * f + states.iter().sum::<usize>());
+    let parts = config.parts.held(config, tokens, false).elems_per_token;
+    let activations = tokens * (layers.max(1) * (8 * c + 4 * qkv + 6 * f + states.iter().sum::<usize>()) + parts);
     // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
     let widened = 2 * v * c + 2 * c * (f + qkv);
     let elems = activations + 4 * logit_rows * v + widened;

@@ -14,6 +14,8 @@ pub struct KvCache {
     /// `[1, H, dk, dv]`, of a model with a memory.
     memory: Option<Tensor>,
     long_term: Option<Conversation>,
+    /// Length of the run of digits at the end.
+    pub(super) digit_run: u32,
     len: usize,
     capacity: usize,
 }
@@ -44,7 +46,7 @@ impl KvCache {
         let memory = &config.parts.memory;
         let memory = memory.enabled.then(|| memory.states(device, 1, dtype));
         let long_term = (config.parts.long_term.enabled).then(|| Conversation::new(device, config, dtype));
-        KvCache { layers: (0..config.layers).map(layer).collect(), memory, long_term, len: 0, capacity }
+        KvCache { layers: (0..config.layers).map(layer).collect(), memory, long_term, digit_run: 0, len: 0, capacity }
     }
 
     /// Tokens held.

@@ -9,6 +9,7 @@ use super::block::{Block, Stream};
 use super::carried::Carried;
 use super::concept::Concept;
 use super::energy::Energy;
+use super::digits::Digits;
 use super::hypercube::{Coded, Hypercube};
 use super::latent::Latent;
 use super::long_term::LongTerm;
@@ -48,6 +49,7 @@ pub struct Gpt {
     memory: Option<Memory>,
     long_term: Option<LongTerm>,
     energy: Option<Energy>,
+    digits: Option<Digits>,
     table: Table,
 }
 
@@ -65,6 +67,8 @@ pub struct Rows {
     pub starts: Option<Tensor>,
     /// Rows that go on with each other, one behind the other: segments of a stream. 1 where each stands alone.
     pub segments: usize,
+    /// `[B T]` u32: the rows of the digits' table, of a training batch; found from the tokens where there are none.
+    pub places: Option<Tensor>,
 }
 
 impl Rows {
@@ -73,7 +77,7 @@ impl Rows {
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
         let starts = |(i, &start): (usize, &u32)| u32::from(start as usize == i % t);
         let starts = doc_start.map(|doc_start| ids(&doc_start.iter().enumerate().map(starts).collect::<Vec<u32>>()));
-        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids), starts, segments: 1 }
+        Rows { tokens: ids(tokens), t, doc_start: doc_start.map(ids), starts, segments: 1, places: None }
     }
 
     /// The rows of a batch.
@@ -81,7 +85,7 @@ impl Rows {
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
         let Batch { tokens, seq_len: t, doc_start, begins, segments, .. } = batch;
         let [doc_start, starts] = [doc_start, begins].map(|values| Some(ids(values)));
-        Rows { tokens: ids(tokens), t: *t, doc_start, starts, segments: *segments }
+        Rows { tokens: ids(tokens), t: *t, doc_start, starts, segments: *segments, places: None }
     }
 }
 
@@ -123,6 +127,7 @@ impl Gpt {
         let long_term =
             (parts.long_term.enabled).then(|| LongTerm::new(&mut layout, &parts.long_term, c, config.norm_eps));
         let energy = (parts.energy.enabled).then(|| Energy::new(&mut layout, &parts.energy, c, config.norm_eps));
+        let digits = (parts.digits.enabled).then(|| Digits::new(&mut layout, c));
         let frequencies = match config.has_kda() {
             // Angles of 0: positions are not turned.
             true => vec![0.0; config.head_dim / 2],
@@ -146,6 +151,7 @@ impl Gpt {
             memory,
             long_term,
             energy,
+            digits,
             table,
         })
     }

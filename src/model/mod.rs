@@ -15,6 +15,7 @@ pub mod self_model;
 pub mod latent;
 pub mod memory;
 pub mod long_term;
+pub mod digits;
 pub mod carried;
 pub mod energy;
 pub mod gpt;

@@ -4,6 +4,7 @@
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::energy::EnergyConfig;
+use super::digits::DigitsConfig;
 use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
 use super::long_term::LongTermConfig;
@@ -28,11 +29,12 @@ pub struct Parts {
     pub memory: MemoryConfig,
     pub long_term: LongTermConfig,
     pub energy: EnergyConfig,
+    pub digits: DigitsConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
 pub const TABLES: &[&str] =
-    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term", "energy"];
+    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term", "energy", "digits"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -90,6 +92,7 @@ impl Parts {
             &self.memory,
             &self.long_term,
             &self.energy,
+            &self.digits,
         ]
     }
 

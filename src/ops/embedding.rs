@@ -1,16 +1,19 @@
-//! Embedding: `y_n = table[token_n]`; backward `dtable[token_n] += dy_n`, in the order of `n` for every element.
+//! Embedding: `y_n = table[token_n]`, zeros where the token is [`NOTHING`]; backward `dtable[token_n] += dy_n`, in the order of `n` for every element.
 
 use crate::device::Device;
 use crate::device::cpu::{SharedMut, simd};
 use crate::device::launch::{Grid, by_dtype};
 use crate::for_dtype;
-use crate::tensor::{Arena, Elem, Tensor, TensorMut};
+use crate::tensor::{Arena, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
 
-/// `table [V, C]`, `tokens [N]` below `V` -> `[N, C]`. On a GPU the row of a token that is not below `V` is NaN.
+/// A token that has no row.
+pub const NOTHING: u32 = u32::MAX;
+
+/// `table [V, C]`, `tokens [N]` below `V`, or [`NOTHING`] -> `[N, C]`. On a GPU the row of any other token is NaN.
 ///
 /// # Panics
-/// On the CPU, if a token is not below `V`.
+/// On the CPU, if a token is neither.
 pub fn forward(arena: &Arena, table: &Tensor, tokens: &Tensor) -> Tensor {
     let ([v, c], n, dtype) = (table.dims(), tokens.elems(), table.dtype());
     let mut y = Tensor::uninit(arena, [n, c], dtype);
@@ -23,11 +26,14 @@ pub fn forward(arena: &Arena, table: &Tensor, tokens: &Tensor) -> Tensor {
         return y;
     }
     let tokens = tokens.as_slice::<u32>();
-    assert!(tokens.iter().all(|&t| (t as usize) < v), "token beyond a vocabulary of {v}");
+    assert!(tokens.iter().all(|&t| (t as usize) < v || t == NOTHING), "token beyond a vocabulary of {v}");
     for_dtype!(table.dtype(), E => {
         let table = table.as_slice::<E>();
         y.as_mut_slice::<E>().par_chunks_mut(c).with_min_len(64).zip(tokens).for_each(|(y, &token)| {
-            y.copy_from_slice(&table[token as usize * c..][..c]);
+            match token {
+                NOTHING => y.fill(E::store(<E as Elem>::Acc::ZERO)),
+                token => y.copy_from_slice(&table[token as usize * c..][..c]),
+            }
         })
     });
     y
@@ -60,7 +66,7 @@ pub fn backward(dtable: &mut TensorMut, dy: &Tensor, tokens: &Tensor) {
             simd(
                 #[inline(always)]
                 || {
-                    for (dy, &token) in dy.chunks_exact(c).zip(tokens) {
+                    for (dy, &token) in dy.chunks_exact(c).zip(tokens).filter(|(_, token)| **token != NOTHING) {
                         // SAFETY: writes columns start..end of a row; no other task has these columns.
                         let row = unsafe { shared.slice(token as usize * c + start, end - start) };
                         for (d, dy) in row.iter_mut().zip(&dy[start..end]) {
@@ -75,13 +81,14 @@ pub fn backward(dtable: &mut TensorMut, dy: &Tensor, tokens: &Tensor) {
 
 /// Forward in plain loops, any type.
 pub fn reference(table: &[f64], c: usize, tokens: &[u32]) -> Vec<f64> {
-    tokens.iter().flat_map(|&t| table[t as usize * c..][..c].to_vec()).collect()
+    let row = |&t: &u32| if t == NOTHING { vec![0.0; c] } else { table[t as usize * c..][..c].to_vec() };
+    tokens.iter().flat_map(row).collect()
 }
 
 /// Backward in plain loops: `dtable` of `v` rows.
 pub fn reference_backward(dy: &[f64], v: usize, c: usize, tokens: &[u32]) -> Vec<f64> {
     let mut dtable = vec![0.0; v * c];
-    for (n, &token) in tokens.iter().enumerate() {
+    for (n, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != NOTHING) {
         for i in 0..c {
             dtable[token as usize * c + i] += dy[n * c + i];
         }

@@ -7,7 +7,7 @@ use crate::data::statistics::Statistics;
 use crate::data::{Corpus, LoaderOptions, Split};
 use crate::model::{Gpt, ModelConfig, Parts};
 use crate::tensor::{Params, Tensor};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Codec, Tokenizer};
 use crate::{user_bail, user_error};
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +41,33 @@ pub fn open_data(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> anyhow::Resu
         user_error!("the validation split is too small ({error:#}); raise data.val_fraction or lower train.rows")
     })?;
     Ok(corpora)
+}
+
+/// Fills in what the model has to know of the tokenizer.
+///
+/// # Errors
+/// A tokenizer that does not make every digit a token of its own, where the model counts digits.
+pub(super) fn meet_tokenizer(config: &mut RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+    let digits = &mut config.model.parts.digits;
+    if !digits.enabled {
+        return Ok(());
+    }
+    let numbers = (0..tokenizer.vocab_size() as u32).filter_map(|id| {
+        let bytes = tokenizer.token_bytes(id)?;
+        let is_number = !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
+        is_number.then_some((id, bytes.len()))
+    });
+    let (single, joined): (Vec<_>, Vec<_>) = numbers.partition(|&(_, length)| length == 1);
+    if single.len() < 10 || !joined.is_empty() {
+        user_bail!(
+            "digits.enabled needs a tokenizer that makes every digit a token of its own, and this one has {} single digits and {} joined; \
+             name another, let one be trained, or set digits.enabled=false",
+            single.len(),
+            joined.len()
+        );
+    }
+    digits.ids = single.into_iter().map(|(id, _)| id).collect();
+    Ok(())
 }
 
 /// The values that a run begins with.

@@ -108,6 +108,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("long_term.segment", "tokens of a segment of a conversation: train.seq_len"),
     ("energy.enabled", "generate the next chunk's latent, and score how well a latent goes on; needs latent.enabled"),
     ("energy.width", "width of the generator"),
+    ("digits.enabled", "tell each digit its place in its number; the tokenizer that is trained splits digits singly"),
+    ("digits.ids", "the tokens that are one digit; found in the tokenizer"),
     ("psyche.exit_threshold", "a decode step ends after Id above this weight of Id, 1 for never; needs source id"),
 ];
 
@@ -130,6 +132,8 @@ enabled = true
 [long_term]
 enabled = true
 [energy]
+enabled = true
+[digits]
 enabled = true
 ";
 

@@ -119,9 +119,9 @@ impl Stepper {
     }
 
     /// Brings the next step's first micro-batch while this one runs.
-    pub fn prefetch(&mut self, batch: &Batch) {
+    pub fn prefetch(&mut self, model: &Gpt, batch: &Batch) {
         if let Stepper::Gpu(step) = self {
-            step.bring(batch);
+            step.bring(model, batch);
             step.is_ahead = true;
         }
     }
@@ -136,6 +136,12 @@ impl Stepper {
             Stepper::Gpu(step) => step.finish(parts),
         }
     }
+}
+
+/// The places of digits in a training batch, of a model that has them.
+fn places(model: &Gpt, batch: &Batch) -> Option<Vec<u32>> {
+    let digits = &model.config().parts.digits;
+    digits.enabled.then(|| digits.shifted_places(&batch.tokens, batch.seq_len, batch.index))
 }
 
 /// 1 / values of each loss, over all ranks.
@@ -160,7 +166,8 @@ fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[
     let mut totals = [0.0; LOSSES];
     for (i, batch) in batches.iter().enumerate() {
         let scales = orders.scales(means, i);
-        let rows = Rows::of(arena, batch);
+        let places = places(model, batch).map(|places| Tensor::from_slice(arena, [places.len()], &places));
+        let rows = Rows { places, ..Rows::of(arena, batch) };
         let targets = Tensor::from_slice(arena, [batch.targets.len()], &batch.targets);
         let mut tape = Tape::recording(arena, params, grads);
         let losses = model.losses(&mut tape, &rows, &targets, &scales, orders.recompute, carried);
@@ -222,7 +229,8 @@ pub struct GpuStep {
 }
 
 struct Tensors {
-    /// `[4, N]` u32: tokens, targets, where each one's document begins, and whether one does.
+    /// `[4, N]` u32: tokens, targets, where each one's document begins, and whether one does; a fifth of digits' places where the model
+    /// has them.
     batch: Tensor,
     /// `[2 losses + 2]` f32: factor of every value of each loss, then rho of each, then tau, then the seed of the noise.
     scales: Tensor,
@@ -253,7 +261,7 @@ impl GpuStep {
         let (parts, firsts) = grad_norm::parts(&ranges);
         let zeros = |elems: usize, dtype| Tensor::owned_on(Device::Gpu(gpu), [elems], dtype);
         let mut tensors = Tensors {
-            batch: zeros(4 * rows * seq_len, DType::U32),
+            batch: zeros((4 + usize::from(model.config().parts.digits.enabled)) * rows * seq_len, DType::U32),
             scales: zeros(2 * LOSSES + 2, DType::F32),
             totals: zeros(LOSSES, DType::F64),
             knobs: zeros(5, DType::F64),
@@ -272,8 +280,9 @@ impl GpuStep {
     }
 
     /// Starts the transfer of a micro-batch.
-    fn bring(&mut self, batch: &Batch) {
-        let words = [&batch.tokens[..], &batch.targets, &batch.doc_start, &batch.begins].concat();
+    fn bring(&mut self, model: &Gpt, batch: &Batch) {
+        let places = places(model, batch).unwrap_or_default();
+        let words = [&batch.tokens[..], &batch.targets, &batch.doc_start, &batch.begins, &places].concat();
         self.gpu.prefetch(self.lane, bytemuck::cast_slice(&words));
     }
 
@@ -293,12 +302,12 @@ impl GpuStep {
         tensors.rates.copy_from_slice(&optim::gpu::rates(parts.plan, parts.moments.updates + 1, orders.pace));
         for (i, batch) in batches.iter().enumerate() {
             if !std::mem::take(&mut self.is_ahead) {
-                self.bring(batch);
+                self.bring(parts.model, batch);
             }
             self.tensors.batch.deliver(self.lane);
             self.lane = (self.lane + 1) % LANES;
             if let Some(next) = batches.get(i + 1) {
-                self.bring(next);
+                self.bring(parts.model, next);
                 self.is_ahead = true;
             }
             let (gpu, extents, tensors) = (self.gpu, [self.seq_len, self.segments], &mut self.tensors);
@@ -332,9 +341,11 @@ fn numbers(LossScales { each, tau, noise }: &LossScales) -> Vec<f32> {
 
 /// Adds the gradients of the micro-batch, and its losses to the total.
 fn gradients(gpu: &Gpu, parts: &mut Parts, recompute: Recompute, [t, segments]: [usize; 2], tensors: &mut Tensors) {
-    let n = tensors.batch.elems() / 4;
+    let digits = parts.model.config().parts.digits.enabled;
+    let n = tensors.batch.elems() / (4 + usize::from(digits));
     let part = |i: usize| tensors.batch.view(i * n, [n]);
-    let rows = Rows { tokens: part(0), t, doc_start: Some(part(2)), starts: Some(part(3)), segments };
+    let places = digits.then(|| part(4));
+    let rows = Rows { tokens: part(0), t, doc_start: Some(part(2)), starts: Some(part(3)), segments, places };
     let mut tape = Tape::recording(parts.arena, parts.params, parts.grads);
     let number = |i: usize| Scale::at(&tensors.scales, i);
     let each = std::array::from_fn(|i| LossScale { weight: number(i), rho: number(LOSSES + i) });

@@ -4,7 +4,7 @@
 mod look;
 
 pub use super::begin::{Corpora, open_data};
-use super::begin::{check_same_model, initial_params, with_new_parts};
+use super::begin::{check_same_model, initial_params, meet_tokenizer, with_new_parts};
 use super::config::RunConfig;
 use super::control::{Control, ControlFile};
 use super::estimate;
@@ -160,7 +160,8 @@ impl Trainer {
     ///
     /// # Errors
     /// What the folder or the data refuse, or a tokenizer that does not fit the model.
-    pub fn start(config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
+    pub fn start(mut config: RunConfig, tokenizer: Arc<Tokenizer>, path: &Path) -> anyhow::Result<Trainer> {
+        meet_tokenizer(&mut config, &tokenizer)?;
         let (device, model, corpora) = Trainer::prepare(&config, &tokenizer)?;
         let folder = RunFolder::create(path, &config)?;
         Trainer::fresh(config, tokenizer, folder, device, model, corpora)
@@ -170,7 +171,8 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::start`].
-    pub fn begin(config: RunConfig, tokenizer: Arc<Tokenizer>, folder: RunFolder) -> anyhow::Result<Trainer> {
+    pub fn begin(mut config: RunConfig, tokenizer: Arc<Tokenizer>, folder: RunFolder) -> anyhow::Result<Trainer> {
+        meet_tokenizer(&mut config, &tokenizer)?;
         let (device, model, corpora) = Trainer::prepare(&config, &tokenizer)?;
         Trainer::fresh(config, tokenizer, folder, device, model, corpora)
     }
@@ -199,12 +201,13 @@ impl Trainer {
     ///
     /// # Errors
     /// Too few checkpoints, a damaged one, or data that changed.
-    pub fn resume(folder: RunFolder, config: RunConfig, back: usize) -> anyhow::Result<Trainer> {
+    pub fn resume(folder: RunFolder, mut config: RunConfig, back: usize) -> anyhow::Result<Trainer> {
         let path = folder.path();
         let dir = folder.nth_newest(back)?;
         let LoadedModel { model, params, tokenizer, .. } = checkpoint::load_model(&dir, config.device.dtype)?;
-        check_same_model(&config, &model, &dir, path)?;
         let Some(tokenizer) = tokenizer.map(Arc::new) else { user_bail!("{} holds no tokenizer.json", dir.display()) };
+        meet_tokenizer(&mut config, &tokenizer)?;
+        check_same_model(&config, &model, &dir, path)?;
         check_memory(&config, &model)?;
         let device = open_device(&config, &model)?;
         let mut moments = Moments::zeros(&params);
@@ -455,7 +458,7 @@ impl Trainer {
         if self.stepper.looks_ahead() {
             let batches = next_batches(&mut self.loader, self.config.accumulation());
             if let Ok([first, ..]) = batches.as_deref() {
-                self.stepper.prefetch(first);
+                self.stepper.prefetch(&self.model, first);
             }
             self.ahead = Some(batches);
         }

@@ -67,7 +67,9 @@ pub fn swiglu(extent: Extent, check: Check) -> Cases {
 pub fn embedding(extent: Extent, check: Check) -> Cases {
     const V: usize = 11;
     pick(ROWS, 3, extent).try_for_each(|&[n, c]| {
-        let tokens = integers("embedding tokens", n, V);
+        // Every fifth token has no row.
+        let mut tokens = integers("embedding tokens", n, V);
+        tokens.iter_mut().skip(4).step_by(5).for_each(|token| *token = embedding::NOTHING);
         check(&OpCase {
             name: format!("embedding {n}x{c}"),
             inputs: vec![normals("embedding table", V * c)],

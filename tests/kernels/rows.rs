@@ -30,9 +30,10 @@ fn a_token_beyond_the_table_gives_nan_and_no_fault() {
     let Some(gpu) = simulators().pop() else { return };
     let arena = Arena::scattered(gpu);
     let table = tensor(&arena, DType::F32, [4, 8], &[1.0; 32]);
-    let y = embedding::forward(&arena, &table, &ids(&arena, &[3, 4, u32::MAX])).to_f64();
+    let y = embedding::forward(&arena, &table, &ids(&arena, &[3, 4, u32::MAX - 1, embedding::NOTHING])).to_f64();
     gpu.synchronise().unwrap();
-    assert!(y[..8].iter().all(|&x| x == 1.0) && y[8..].iter().all(|x| x.is_nan()));
+    assert!(y[..8].iter().all(|&x| x == 1.0) && y[8..24].iter().all(|x| x.is_nan()));
+    assert!(y[24..].iter().all(|&x| x == 0.0));
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! The whole model on a GPU: loss, logits and the gradient of every parameter, against f64 on the CPU.
 
-use super::gpt::{configs, random_params, rows};
-use super::parts::{Alone, each};
+use super::gpt::{configs, mixed, random_params, rows};
+use super::parts::{Alone, digits, each, memory};
 use crate::ops::simulators;
 use nanochat_gpu::device::Device;
 use nanochat_gpu::model::gpt::{Recompute, Rows};
 use nanochat_gpu::model::losses::LossScales;
-use nanochat_gpu::model::{Carried, Gpt, ModelConfig};
+use nanochat_gpu::model::{Carried, Gpt, KvCache, ModelConfig, Parts};
 use nanochat_gpu::tape::Tape;
 use nanochat_gpu::tensor::{Arena, DType, Grads, ParamId, Params, Role, Tensor};
+use nanochat_gpu::verify::{close, integers};
 
 /// Logits, every loss, and the gradient of each parameter.
 fn everything(device: Device, arena: &Arena, model: &Gpt, params: &Params, recompute: Recompute) -> Vec<Vec<f64>> {
@@ -76,6 +77,33 @@ fn loss_logits_and_every_gradient_are_as_near_f64_as_the_cpus() {
                     assert_eq!(size > 0.0, !is_fixed, "{name} is zero");
                 }
             }
+        }
+    }
+}
+
+/// A prompt longer than a chunk, a token, and some more: states, convolutions and runs of digits go on as on the CPU.
+#[test]
+fn a_cached_sequence_goes_on_as_on_the_cpu() {
+    let parts = Parts { memory: memory().memory, ..digits() };
+    let config = ModelConfig { document_mask: false, max_seq_len: 80, parts, ..mixed() };
+    let tokens = integers("cached", 75, config.vocab_size);
+    for dtype in [DType::F32, DType::Bf16] {
+        let model = Gpt::new(config.clone(), dtype).unwrap();
+        let params = random_params(&model, dtype);
+        let run = |device: Device, arena: &Arena| {
+            let (model, params) = (model.to(device), params.clone().to(device));
+            let mut cache = KvCache::on(device, &config, 75, dtype);
+            let pieces = [&tokens[..66], &tokens[66..67], &tokens[67..]];
+            let logits =
+                |piece: &&[u32]| model.logits_cached(&mut Tape::inference(arena, &params), piece, &mut cache).to_f64();
+            pieces.iter().flat_map(logits).collect::<Vec<_>>()
+        };
+        let want = run(Device::Cpu, &Arena::new(64 << 20).unwrap());
+        for gpu in simulators() {
+            let got = run(Device::Gpu(gpu), &Arena::scattered(gpu));
+            gpu.synchronise().unwrap();
+            // Three blocks and a memory of rounded sums.
+            close(&format!("{dtype}"), &got, &want, if dtype == DType::F32 { 2e-5 } else { 0.1 }).unwrap();
         }
     }
 }

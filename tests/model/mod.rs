@@ -1,6 +1,7 @@
 //! The model against recorded numbers, finite differences and its own other paths.
 
 pub mod device;
+mod digits;
 pub mod gpt;
 mod hypercube;
 mod kda;

@@ -5,6 +5,7 @@ use super::gpt::{configs, random_params, rows};
 use nanochat_gpu::data::statistics::Statistics;
 use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
 use nanochat_gpu::model::energy::EnergyConfig;
+use nanochat_gpu::model::digits::DigitsConfig;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
@@ -79,7 +80,7 @@ fn latent() -> Parts {
 }
 
 /// Heads as the kernels take them.
-fn memory() -> Parts {
+pub fn memory() -> Parts {
     let memory = MemoryConfig { enabled: true, heads: 2, key_dim: 32, value_dim: 32, ..MemoryConfig::default() };
     Parts { memory, ..Parts::default() }
 }
@@ -92,6 +93,12 @@ fn long_term() -> Parts {
 /// With the latents that it needs.
 fn energy() -> Parts {
     Parts { energy: EnergyConfig { enabled: true, width: 12 }, ..latent() }
+}
+
+/// Every other token is a digit, so that there are runs.
+pub fn digits() -> Parts {
+    let digits = DigitsConfig { enabled: true, ids: (0..29).step_by(2).collect() };
+    Parts { digits, ..Parts::default() }
 }
 
 /// A part alone.
@@ -120,7 +127,9 @@ pub fn each() -> Vec<Alone> {
     let outputs = &["nanochat.long_term.output_id.weight", "nanochat.long_term.output_ego.weight"];
     let long_term = Alone { parts: long_term(), outputs, is_read: true };
     let energy = Alone { parts: energy(), outputs: &ENERGY_OUTPUTS, is_read: false };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy]).collect()
+    let outputs = &["nanochat.digits.weight"];
+    let digits = Alone { parts: digits(), outputs, is_read: true };
+    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy, digits]).collect()
 }
 
 const ENERGY_OUTPUTS: [&str; 4] = [

@@ -1,6 +1,7 @@
 //! Training: the optimisers, the trainer, and what a run leaves behind.
 
 mod device;
+mod digits;
 mod kda;
 mod memetic;
 mod memory;

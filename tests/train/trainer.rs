@@ -360,6 +360,7 @@ fn empty_batch(config: &RunConfig) -> Batch {
         begins: vec![],
         bytes_in_targets: vec![],
         epoch: 0,
+        index: 0,
     }
 }
 
@@ -375,6 +376,7 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.layer_pattern=KKA", "model.layers=3"],
         &["model.layer_pattern=K", "model.width=128", "model.layers=6"],
         &["model.layers=3", "memory.enabled=true", "memory.heads=2"],
+        &["digits.enabled=true"],
         &["model.layers=6", "model.width=128", "memory.enabled=true"],
         &["model.layers=1"],
         &["model.vocab_size=8192"],

@@ -1,6 +1,7 @@
 //! The trunk of the GPT: the blocks, and what the streams read where a stage ends, over whole rows or on from a cache.
 
 use super::{Gpt, Recompute, Rows};
+use crate::device::Device;
 use crate::model::KvCache;
 use crate::model::block::{Block, Context, Stream};
 use crate::model::carried::Carried;
@@ -8,7 +9,7 @@ use crate::model::hypercube::Coded;
 use crate::model::psyche::Blended;
 use crate::model::{long_term, memory};
 use crate::tape::{Segment, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Arena, Tensor};
 use std::sync::Arc;
 
 /// What a pass goes over, and what it looks back on.
@@ -18,9 +19,9 @@ enum Pass<'a> {
         recompute: Recompute,
         carried: &'a mut Carried,
     },
-    /// The next `t` tokens of a cached sequence.
+    /// The next tokens of a cached sequence.
     Cached {
-        t: usize,
+        tokens: &'a [u32],
         cache: &'a mut KvCache,
     },
 }
@@ -64,7 +65,12 @@ impl Gpt {
     /// Runs the blocks over `tokens`; a single token of a cached sequence may end after Id.
     fn trunk(&self, tape: &mut Tape, tokens: &Tensor, mut pass: Pass) -> Trunk {
         let stages = self.config.parts.needs_stages().then(|| self.config.stages().expect("checked when made"));
-        let mut stream = Stream::new(tape.embedding(self.embedding, tokens));
+        let mut h = tape.embedding(self.embedding, tokens);
+        if let Some(digits) = &self.digits {
+            let places = self.places(tape.arena(), &mut pass);
+            h = digits.forward(tape, &h, &places);
+        }
+        let mut stream = Stream::new(h);
         let (mut ends, mut after_id) = (Vec::new(), AfterId::default());
         for block in &self.blocks {
             stream = self.run(tape, block, stream, &mut pass);
@@ -74,7 +80,7 @@ impl Gpt {
                 let mut h = stream.settle(tape);
                 if done == stages.id.end {
                     (h, after_id) = self.after_id(tape, h, &mut pass);
-                    if let (Pass::Cached { t: 1, .. }, Some(psyche)) = (&pass, &self.psyche)
+                    if let (Pass::Cached { tokens: [_], .. }, Some(psyche)) = (&pass, &self.psyche)
                         && let Some(blended) = psyche.exit(tape, &h, self.final_gain)
                     {
                         return Trunk { end: TrunkEnd::Early { id: h, blended }, coded: after_id.coded };
@@ -94,12 +100,26 @@ impl Gpt {
         Trunk { end, coded: after_id.coded }
     }
 
+    /// The rows of the digits' table.
+    fn places(&self, arena: &Arena, pass: &mut Pass) -> Tensor {
+        let config = &self.config.parts.digits;
+        let places = match pass {
+            Pass::Rows { rows: Rows { places: Some(places), .. }, .. } => return places.clone(),
+            Pass::Rows { rows: Rows { tokens, t, .. }, .. } => {
+                config.places(tokens.to(Device::Cpu).as_slice(), *t, 0, &mut 0)
+            }
+            Pass::Cached { tokens, cache } => config.places(tokens, tokens.len(), 0, &mut cache.digit_run),
+        };
+        Tensor::from_slice(arena, [places.len()], &places)
+    }
+
     /// Runs one block.
     fn run(&self, tape: &mut Tape, block: &Block, stream: Stream, pass: &mut Pass) -> Stream {
         let (rows, recompute) = match pass {
             Pass::Rows { rows, recompute, .. } => (rows, *recompute),
-            Pass::Cached { t, cache } => {
-                return block.forward(tape, &self.config, &self.table, stream, *t, Context::Cached(cache));
+            Pass::Cached { tokens, cache } => {
+                let t = tokens.len();
+                return block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cache));
             }
         };
         let is_masked = self.config.document_mask;
@@ -130,7 +150,7 @@ impl Gpt {
                     starts: rows.starts.as_ref(),
                     states: carried.memory(),
                 },
-                Pass::Cached { t, cache } => memory::Past::Cached { t: *t, state: cache.memory() },
+                Pass::Cached { tokens, cache } => memory::Past::Cached { t: tokens.len(), state: cache.memory() },
             };
             h = memory.forward(tape, &h, past);
         }
@@ -180,7 +200,7 @@ impl Gpt {
     pub(super) fn trunk_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Trunk {
         let (t, config) = (tokens.len(), &self.config);
         let ids = Tensor::from_slice(tape.arena(), [t], tokens);
-        let trunk = self.trunk(tape, &ids, Pass::Cached { t, cache: &mut *cache });
+        let trunk = self.trunk(tape, &ids, Pass::Cached { tokens, cache: &mut *cache });
         if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
             for block in &self.blocks[stages.id.end..] {
                 block.remember(tape, config, &self.table, id, cache);
