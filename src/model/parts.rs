@@ -3,8 +3,8 @@
 
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
-use super::energy::EnergyConfig;
 use super::digits::DigitsConfig;
+use super::energy::EnergyConfig;
 use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
 use super::long_term::LongTermConfig;

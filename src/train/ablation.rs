@@ -4,6 +4,7 @@
 //! one. Every arm sees the same tokens in the same order for the same seed, and shared parameters begin alike, so differences are taken
 //! seed by seed. What is finished stays in the folder: the same ablation goes on where it was interrupted.
 
+use super::begin::meet_tokenizer;
 use super::config::{Layers, RunConfig};
 use super::plot::{Spread, spreads_svg};
 use super::trainer::{End, Event, Observer, Trainer};
@@ -139,7 +140,9 @@ impl Ablation {
     }
 
     fn config(&self, run: Run) -> anyhow::Result<RunConfig> {
-        self.arms[run.arm].config(&self.layers, run.seed, self.tokenizer.vocab_size())
+        let mut config = self.arms[run.arm].config(&self.layers, run.seed, self.tokenizer.vocab_size())?;
+        meet_tokenizer(&mut config, &self.tokenizer)?;
+        Ok(config)
     }
 
     fn folder(&self, run: Run) -> PathBuf {

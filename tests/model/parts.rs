@@ -4,8 +4,8 @@
 use super::gpt::{configs, random_params, rows};
 use nanochat_gpu::data::statistics::Statistics;
 use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
-use nanochat_gpu::model::energy::EnergyConfig;
 use nanochat_gpu::model::digits::DigitsConfig;
+use nanochat_gpu::model::energy::EnergyConfig;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
@@ -129,7 +129,10 @@ pub fn each() -> Vec<Alone> {
     let energy = Alone { parts: energy(), outputs: &ENERGY_OUTPUTS, is_read: false };
     let outputs = &["nanochat.digits.weight"];
     let digits = Alone { parts: digits(), outputs, is_read: true };
-    psyches.into_iter().chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy, digits]).collect()
+    psyches
+        .into_iter()
+        .chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy, digits])
+        .collect()
 }
 
 const ENERGY_OUTPUTS: [&str; 4] = [
