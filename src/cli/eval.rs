@@ -85,7 +85,7 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
         },
         val_fraction: command.val_fraction,
         // A memory reads on from batch to batch.
-        packing: if config.parts.memory.enabled { Packing::Stream } else { Packing::Bos },
+        packing: if config.parts.read_on() { Packing::Stream } else { Packing::Bos },
         tokenizer_digest: Some(tokenizer.digest()),
         ..LoaderOptions::new(rows, seq_len)
     };

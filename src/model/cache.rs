@@ -2,7 +2,7 @@
 
 use super::ModelConfig;
 use super::kda::KdaState;
-use super::long_term::Conversation;
+use super::memory::Conversation;
 use crate::device::Device;
 use crate::device::launch::{Grid, by_dtype};
 use crate::for_float;
@@ -12,8 +12,8 @@ use crate::tensor::{Arena, DType, Tensor};
 pub struct KvCache {
     layers: Vec<Layer>,
     /// `[1, H, dk, dv]`, of a model with a memory.
-    memory: Option<Tensor>,
-    long_term: Option<Conversation>,
+    abacus: Option<Tensor>,
+    memory: Option<Conversation>,
     /// Length of the run of digits at the end.
     pub(super) digit_run: u32,
     len: usize,
@@ -43,10 +43,10 @@ impl KvCache {
             true => Layer::Kda(KdaState::new(device, config, dtype)),
             false => Layer::Attention { k: buffer(), v: buffer() },
         };
-        let memory = &config.parts.memory;
-        let memory = memory.enabled.then(|| memory.states(device, 1, dtype));
-        let long_term = (config.parts.long_term.enabled).then(|| Conversation::new(device, config, dtype));
-        KvCache { layers: (0..config.layers).map(layer).collect(), memory, long_term, digit_run: 0, len: 0, capacity }
+        let abacus = &config.parts.abacus;
+        let abacus = abacus.enabled.then(|| abacus.states(device, 1, dtype));
+        let memory = (config.parts.memory.enabled).then(|| Conversation::new(device, config, dtype));
+        KvCache { layers: (0..config.layers).map(layer).collect(), abacus, memory, digit_run: 0, len: 0, capacity }
     }
 
     /// Tokens held.
@@ -66,8 +66,8 @@ impl KvCache {
 
     /// Bytes of what it holds beside keys and values: the states of the memories.
     pub fn memory_bytes(&self) -> usize {
-        let long_term = self.long_term.iter().flat_map(Conversation::tensors);
-        self.memory.iter().chain(long_term).map(Tensor::size_bytes).sum()
+        let memory = self.memory.iter().flat_map(Conversation::tensors);
+        self.abacus.iter().chain(memory).map(Tensor::size_bytes).sum()
     }
 
     /// Counts `t` tokens that every layer has appended.
@@ -76,18 +76,18 @@ impl KvCache {
     }
 
     /// The state of the memory.
-    pub(super) fn memory(&mut self) -> &mut Tensor {
-        self.memory.as_mut().expect("a cache of a model with a memory")
+    pub(super) fn abacus(&mut self) -> &mut Tensor {
+        self.abacus.as_mut().expect("a cache of a model with a memory")
     }
 
     /// The rows of the long-term memory.
-    pub(super) fn long_term(&mut self) -> &mut Conversation {
-        self.long_term.as_mut().expect("a cache of a model with a long-term memory")
+    pub(super) fn memory(&mut self) -> &mut Conversation {
+        self.memory.as_mut().expect("a cache of a model with a long-term memory")
     }
 
     /// Of `t` tokens how many may come at once: those up to the end of a segment.
     pub(super) fn piece(&self, t: usize) -> usize {
-        self.long_term.as_ref().map_or(t, |conversation| conversation.room().min(t))
+        self.memory.as_ref().map_or(t, |conversation| conversation.room().min(t))
     }
 
     /// The state of a layer of Kimi Delta Attention.

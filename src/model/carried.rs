@@ -3,7 +3,7 @@
 //! A stream is a text that goes on from batch to batch, some rows of each at a time. Gradients do not go back over the edge of a batch.
 
 use super::ModelConfig;
-use super::long_term::Bank;
+use super::memory::Bank;
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 
@@ -11,7 +11,7 @@ use crate::tensor::{DType, Tensor};
 #[derive(Default)]
 pub struct Carried {
     /// `[streams, H, dk, dv]` in the accumulator type, at an address that stays.
-    memory: Option<Tensor>,
+    abacus: Option<Tensor>,
     bank: Option<Bank>,
 }
 
@@ -19,16 +19,16 @@ impl Carried {
     /// Of `streams` that have not begun, of each of which a batch has `segments` rows, of a model that computes in `dtype` on `device`; nothing
     /// where the model carries nothing.
     pub fn new(device: Device, config: &ModelConfig, [streams, segments]: [usize; 2], dtype: DType) -> Carried {
-        let (memory, long_term) = (&config.parts.memory, &config.parts.long_term);
+        let (abacus, memory) = (&config.parts.abacus, &config.parts.memory);
         Carried {
-            memory: memory.enabled.then(|| memory.states(device, streams, dtype)),
-            bank: long_term.enabled.then(|| Bank::new(device, config, [streams, segments], dtype)),
+            abacus: abacus.enabled.then(|| abacus.states(device, streams, dtype)),
+            bank: memory.enabled.then(|| Bank::new(device, config, [streams, segments], dtype)),
         }
     }
 
     /// The memory's states.
-    pub(super) fn memory(&mut self) -> Option<&mut Tensor> {
-        self.memory.as_mut()
+    pub(super) fn abacus(&mut self) -> Option<&mut Tensor> {
+        self.abacus.as_mut()
     }
 
     /// The banks of the long-term memory.
@@ -38,13 +38,13 @@ impl Carried {
 
     /// All of it by name: what a checkpoint keeps.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        let memory = self.memory.iter().map(|memory| ("memory", memory));
-        memory.chain(self.bank.iter().flat_map(Bank::tensors)).collect()
+        let abacus = self.abacus.iter().map(|abacus| ("abacus", abacus));
+        abacus.chain(self.bank.iter().flat_map(Bank::tensors)).collect()
     }
 
     /// The same, to overwrite.
     pub fn tensors_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
-        let memory = self.memory.iter_mut().map(|memory| ("memory", memory));
-        memory.chain(self.bank.iter_mut().flat_map(Bank::tensors_mut)).collect()
+        let abacus = self.abacus.iter_mut().map(|abacus| ("abacus", abacus));
+        abacus.chain(self.bank.iter_mut().flat_map(Bank::tensors_mut)).collect()
     }
 }

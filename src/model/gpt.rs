@@ -5,6 +5,7 @@
 
 mod trunk;
 
+use super::abacus::Abacus;
 use super::block::{Block, Stream};
 use super::carried::Carried;
 use super::concept::Concept;
@@ -12,7 +13,6 @@ use super::digits::Digits;
 use super::energy::Energy;
 use super::hypercube::{Coded, Hypercube};
 use super::latent::Latent;
-use super::long_term::LongTerm;
 use super::losses::{LOSSES, Loss, LossKind, LossScales};
 use super::memetic::Memetic;
 use super::memory::Memory;
@@ -46,8 +46,8 @@ pub struct Gpt {
     memetic: Option<Memetic>,
     self_model: Option<SelfModel>,
     latent: Option<Latent>,
+    abacus: Option<Abacus>,
     memory: Option<Memory>,
-    long_term: Option<LongTerm>,
     energy: Option<Energy>,
     digits: Option<Digits>,
     table: Table,
@@ -123,9 +123,8 @@ impl Gpt {
         let self_model =
             (parts.self_model.enabled).then(|| SelfModel::new(&mut layout, &parts.self_model, c, config.norm_eps));
         let latent = (parts.latent.enabled).then(|| Latent::new(&mut layout, &parts.latent, &config, embedding));
+        let abacus = (parts.abacus.enabled).then(|| Abacus::new(&mut layout, &parts.abacus, c, config.norm_eps));
         let memory = (parts.memory.enabled).then(|| Memory::new(&mut layout, &parts.memory, c, config.norm_eps));
-        let long_term =
-            (parts.long_term.enabled).then(|| LongTerm::new(&mut layout, &parts.long_term, c, config.norm_eps));
         let energy = (parts.energy.enabled).then(|| Energy::new(&mut layout, &parts.energy, c, config.norm_eps));
         let digits = (parts.digits.enabled).then(|| Digits::new(&mut layout, c));
         let frequencies = match config.has_kda() {
@@ -148,8 +147,8 @@ impl Gpt {
             memetic,
             self_model,
             latent,
+            abacus,
             memory,
-            long_term,
             energy,
             digits,
             table,

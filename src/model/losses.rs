@@ -43,7 +43,7 @@ impl LossKind {
             LossKind::Lm => "lm",
             LossKind::Concept => "concept",
             LossKind::Entropy => "entropy",
-            LossKind::SelfModel => "self",
+            LossKind::SelfModel => "self_model",
             LossKind::Reconstruction => "reconstruction",
             LossKind::Score => "score",
             LossKind::Energy => "energy",

@@ -1,13 +1,13 @@
 //! The parts beyond the backbone: their configuration, in one place. Each is neutral when it begins: switched on or off, a new
 //! model gives the same logits.
 
+use super::abacus::AbacusConfig;
 use super::concept::ConceptConfig;
 use super::config::ModelConfig;
 use super::digits::DigitsConfig;
 use super::energy::EnergyConfig;
 use super::hypercube::HypercubeConfig;
 use super::latent::LatentConfig;
-use super::long_term::LongTermConfig;
 use super::losses::LossKind;
 use super::memetic::MemeticConfig;
 use super::memory::MemoryConfig;
@@ -26,15 +26,15 @@ pub struct Parts {
     pub memetic: MemeticConfig,
     pub self_model: SelfModelConfig,
     pub latent: LatentConfig,
+    pub abacus: AbacusConfig,
     pub memory: MemoryConfig,
-    pub long_term: LongTermConfig,
     pub energy: EnergyConfig,
     pub digits: DigitsConfig,
 }
 
 /// The names of the tables, which stand at the top level of a run's configuration.
 pub const TABLES: &[&str] =
-    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "memory", "long_term", "energy", "digits"];
+    &["psyche", "concept", "hypercube", "memetic", "self_model", "latent", "abacus", "memory", "energy", "digits"];
 
 /// The configuration of a part: what is wrong with it, and what the part costs when it is on.
 pub trait PartConfig {
@@ -89,8 +89,8 @@ impl Parts {
             &self.memetic,
             &self.self_model,
             &self.latent,
+            &self.abacus,
             &self.memory,
-            &self.long_term,
             &self.energy,
             &self.digits,
         ]
@@ -122,6 +122,11 @@ impl Parts {
     /// Whether any part reads or changes the streams between the stages.
     pub fn needs_stages(&self) -> bool {
         self.enabled().any(|(_, part)| part.needs_stages())
+    }
+
+    /// Whether any part goes on from segment to segment of a text.
+    pub fn read_on(&self) -> bool {
+        self.abacus.enabled || self.memory.enabled
     }
 
     /// Floating-point operations per token that the parts add to a training step: six per matrix element that a token meets.

@@ -183,7 +183,7 @@ impl Layers {
         }
         // A memory reads on from batch to batch.
         let is_on = |part: &&str| merged.get(*part).and_then(|part| part.get("enabled")) == Some(&Value::Boolean(true));
-        let packing = if ["memory", "long_term"].iter().any(|part| is_on(&part)) { "stream" } else { "bos" };
+        let packing = if ["abacus", "memory"].iter().any(|part| is_on(&part)) { "stream" } else { "bos" };
         table(&mut merged, "data").entry("packing").or_insert_with(|| packing.into());
         // One source may be written without the brackets.
         if let Value::String(source) = &merged["data"]["sources"] {
@@ -216,12 +216,12 @@ impl Layers {
         };
         let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
         model.parts = typed("the tables of the parts", &Value::Table(parts))?;
-        let long_term = &mut model.parts.long_term;
-        if long_term.enabled && long_term.segment == 0 {
-            long_term.segment = seq_len;
+        let memory = &mut model.parts.memory;
+        if memory.enabled && memory.segment == 0 {
+            memory.segment = seq_len;
         }
         let train = table(&mut merged, "train");
-        let segments = if model.parts.memory.enabled { model.parts.memory.segments.clamp(1, 2048) } else { 1 };
+        let segments = if model.parts.abacus.enabled { model.parts.abacus.segments.clamp(1, 2048) } else { 1 };
         fill(train, "rows", || (2048 / seq_len).max(1).next_multiple_of(segments) as i64);
         let rows = count(train, "train.rows")?;
         fill(train, "batch_tokens", || rows.saturating_mul(seq_len).min(i64::MAX as usize) as i64);
@@ -366,18 +366,14 @@ impl RunConfig {
         }
         if !train.rows.is_multiple_of(self.segments()) {
             user_bail!(
-                "memory.segments = {} does not divide train.rows = {}; choose a divisor",
+                "abacus.segments = {} does not divide train.rows = {}; choose a divisor",
                 self.segments(),
                 train.rows
             );
         }
-        let long_term = &model.parts.long_term;
-        if long_term.enabled && long_term.segment != train.seq_len {
-            user_bail!(
-                "long_term.segment = {} must be train.seq_len = {}; leave it out",
-                long_term.segment,
-                train.seq_len
-            );
+        let memory = &model.parts.memory;
+        if memory.enabled && memory.segment != train.seq_len {
+            user_bail!("memory.segment = {} must be train.seq_len = {}; leave it out", memory.segment, train.seq_len);
         }
         if train.warmup_steps > train.steps {
             user_bail!("train.warmup_steps = {} exceeds train.steps = {}", train.warmup_steps, train.steps);
@@ -402,8 +398,8 @@ impl RunConfig {
 
     /// Rows of a micro-batch that go on with each other.
     pub fn segments(&self) -> usize {
-        let memory = &self.model.parts.memory;
-        if memory.enabled && self.data.packing == Packing::Stream { memory.segments } else { 1 }
+        let abacus = &self.model.parts.abacus;
+        if abacus.enabled && self.data.packing == Packing::Stream { abacus.segments } else { 1 }
     }
 
     /// Micro-batches of an optimiser step.

@@ -54,8 +54,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("loss.concept.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("loss.entropy.weight", "weight of the entropy of the hypercube's codes"),
     ("loss.entropy.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
-    ("loss.self.weight", "weight of the self-model's loss"),
-    ("loss.self.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
+    ("loss.self_model.weight", "weight of the self-model's loss"),
+    ("loss.self_model.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
     ("loss.reconstruction.weight", "weight of the latent's loss, which gives the trunk no gradient"),
     ("loss.score.weight", "weight of the energy score of generated latents"),
     ("loss.score.rho", "share of its gradient that reaches the trunk, 0 for a probe"),
@@ -93,19 +93,19 @@ pub const KEYS: &[(&str, &str)] = &[
     ("latent.width", "width of its encoder and decoder"),
     ("latent.every", "one of so many chunks is worked on"),
     ("latent.dropout", "share of tokens, and of latents, that are dropped in training"),
-    ("memory.enabled", "read and write a state that goes on from segment to segment of a text"),
-    ("memory.heads", "matrices of the state"),
-    ("memory.key_dim", "width of their keys; a multiple of 32"),
-    ("memory.value_dim", "width of their values; a multiple of 32"),
-    ("memory.segments", "rows of a micro-batch that go on with each other; divides train.rows"),
+    ("abacus.enabled", "read and write a state that goes on from segment to segment of a text"),
+    ("abacus.heads", "matrices of the state"),
+    ("abacus.key_dim", "width of their keys; a multiple of 32"),
+    ("abacus.value_dim", "width of their values; a multiple of 32"),
+    ("abacus.segments", "rows of a micro-batch that go on with each other; divides train.rows"),
     (
-        "long_term.enabled",
+        "memory.enabled",
         "keep a row of each finished segment of a text, and let later ones read the rows that are like them",
     ),
-    ("long_term.rows", "rows that are kept; the newest takes the place of the oldest"),
-    ("long_term.key_width", "width of a row's key, up to 256"),
-    ("long_term.top", "rows that a token reads, up to 32"),
-    ("long_term.segment", "tokens of a segment of a conversation: train.seq_len"),
+    ("memory.rows", "rows that are kept; the newest takes the place of the oldest"),
+    ("memory.key_width", "width of a row's key, up to 256"),
+    ("memory.top", "rows that a token reads, up to 32"),
+    ("memory.segment", "tokens of a segment of a conversation: train.seq_len"),
     ("energy.enabled", "generate the next chunk's latent, and score how well a latent goes on; needs latent.enabled"),
     ("energy.width", "width of the generator"),
     ("digits.enabled", "tell each digit its place in its number; the tokenizer that is trained splits digits singly"),
@@ -127,9 +127,9 @@ enabled = true
 enabled = true
 [latent]
 enabled = true
-[memory]
+[abacus]
 enabled = true
-[long_term]
+[memory]
 enabled = true
 [energy]
 enabled = true

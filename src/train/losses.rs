@@ -11,7 +11,6 @@ pub struct LossConfig {
     pub lm: LmLoss,
     pub concept: HeadLoss,
     pub entropy: HeadLoss,
-    #[serde(rename = "self")]
     pub self_model: HeadLoss,
     pub reconstruction: OwnLoss,
     pub score: HeadLoss,

@@ -43,7 +43,7 @@ pub fn random_params(model: &Gpt, dtype: DType) -> Params {
         .flat_map(|e| {
             // Queries near keys: where a state says almost nothing of them, the norm of what is read makes rounding large.
             let key =
-                e.name.ends_with("memory.query.weight").then(|| normals("nanochat.memory.key.weight", e.shape.elems()));
+                e.name.ends_with("abacus.query.weight").then(|| normals("nanochat.abacus.key.weight", e.shape.elems()));
             normals(&e.name, e.shape.elems())
                 .into_iter()
                 .enumerate()
@@ -68,7 +68,7 @@ pub fn rows(model: &Gpt, t: usize) -> (Rows, Tensor) {
     // Not the step arena: it is reset while they live.
     let arena = &Arena::new(1 << 20).unwrap();
     let v = model.config().vocab_size;
-    let [b, segments] = if model.config().parts.long_term.enabled { [3, 3] } else { [2, 1] };
+    let [b, segments] = if model.config().parts.memory.enabled { [3, 3] } else { [2, 1] };
     let doc_start = (0..b * t).map(|i| if i % t >= 7 { 7 } else { 0 }).collect::<Vec<u32>>();
     let rows = Rows { segments, ..Rows::new(arena, &integers("tokens", b * t, v), t, Some(&doc_start)) };
     (rows, Tensor::from_slice(arena, [b * t], &integers("targets", b * t, v)))

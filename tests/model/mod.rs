@@ -5,7 +5,7 @@ mod digits;
 pub mod gpt;
 mod hypercube;
 mod kda;
-mod long_term;
 mod memory;
+mod abacus;
 pub mod parts;
 pub mod reference;

@@ -3,13 +3,13 @@
 
 use super::gpt::{configs, random_params, rows};
 use nanochat_gpu::data::statistics::Statistics;
+use nanochat_gpu::model::abacus::AbacusConfig;
 use nanochat_gpu::model::concept::{ConceptCodes, ConceptConfig};
 use nanochat_gpu::model::digits::DigitsConfig;
 use nanochat_gpu::model::energy::EnergyConfig;
 use nanochat_gpu::model::gpt::{Recompute, Rows, sum_losses};
 use nanochat_gpu::model::hypercube::HypercubeConfig;
 use nanochat_gpu::model::latent::LatentConfig;
-use nanochat_gpu::model::long_term::LongTermConfig;
 use nanochat_gpu::model::losses::{LossKind, LossScales};
 use nanochat_gpu::model::memetic::MemeticConfig;
 use nanochat_gpu::model::memory::MemoryConfig;
@@ -80,14 +80,14 @@ fn latent() -> Parts {
 }
 
 /// Heads as the kernels take them.
-pub fn memory() -> Parts {
-    let memory = MemoryConfig { enabled: true, heads: 2, key_dim: 32, value_dim: 32, ..MemoryConfig::default() };
-    Parts { memory, ..Parts::default() }
+pub fn abacus() -> Parts {
+    let abacus = AbacusConfig { enabled: true, heads: 2, key_dim: 32, value_dim: 32, ..AbacusConfig::default() };
+    Parts { abacus, ..Parts::default() }
 }
 
-fn long_term() -> Parts {
-    let long_term = LongTermConfig { enabled: true, rows: 7, key_width: 6, top: 2, segment: 23 };
-    Parts { long_term, ..Parts::default() }
+fn memory() -> Parts {
+    let memory = MemoryConfig { enabled: true, rows: 7, key_width: 6, top: 2, segment: 23 };
+    Parts { memory, ..Parts::default() }
 }
 
 /// With the latents that it needs.
@@ -122,16 +122,16 @@ pub fn each() -> Vec<Alone> {
     let outputs = &["nanochat.self_model.output.weight"];
     let self_model = Alone { parts: self_model(), outputs, is_read: false };
     let latent = Alone { parts: latent(), outputs: &["nanochat.latent.decoder.head.weight"], is_read: false };
-    let outputs = &["nanochat.memory.output.weight"];
+    let outputs = &["nanochat.abacus.output.weight"];
+    let abacus = Alone { parts: abacus(), outputs, is_read: true };
+    let outputs = &["nanochat.memory.output_id.weight", "nanochat.memory.output_ego.weight"];
     let memory = Alone { parts: memory(), outputs, is_read: true };
-    let outputs = &["nanochat.long_term.output_id.weight", "nanochat.long_term.output_ego.weight"];
-    let long_term = Alone { parts: long_term(), outputs, is_read: true };
     let energy = Alone { parts: energy(), outputs: &ENERGY_OUTPUTS, is_read: false };
     let outputs = &["nanochat.digits.weight"];
     let digits = Alone { parts: digits(), outputs, is_read: true };
     psyches
         .into_iter()
-        .chain([concept, hypercube, memetic, self_model, latent, memory, long_term, energy, digits])
+        .chain([concept, hypercube, memetic, self_model, latent, abacus, memory, energy, digits])
         .collect()
 }
 
@@ -234,7 +234,6 @@ fn rho_scales_what_reaches_the_trunk_and_nothing_else() {
                 let [whole, part, none] = [&whole, &part, &none].map(|grads| grads.view(ParamId(i as u32)).to_f64());
                 let head = match kind {
                     LossKind::Entropy => "hypercube",
-                    LossKind::SelfModel => "self_model",
                     LossKind::Reconstruction => "latent",
                     LossKind::Score => "energy",
                     kind => kind.name(),

@@ -4,7 +4,7 @@ mod device;
 mod digits;
 mod kda;
 mod memetic;
-mod memory;
+mod abacus;
 mod optim;
 mod parts;
 mod plot;

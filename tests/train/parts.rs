@@ -51,18 +51,18 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     assert_eq!(go(&mut Trainer::start(config.clone(), tokenizer(), &run).unwrap(), None).0, End::Finished);
     let lines = lines(&run);
     for line in &lines {
-        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self", "loss.reconstruction"];
+        let keys = ["loss.lm", "loss.concept", "loss.entropy", "loss.self_model", "loss.reconstruction"];
         let [score, energy] = ["loss.score", "loss.energy"].map(|key| number(line, key));
         let [lm, concept, entropy, of_self, latent] = keys.map(|key| number(line, key));
         let total = lm + 0.1 * concept + 0.02 * entropy + 0.02 * of_self + latent + 0.05 * (score + energy);
         assert!((number(line, "loss") - total).abs() < 1e-9, "{line}");
     }
     let held_out = |key: &str| lines.iter().filter(|line| line.get(key).is_some()).count();
-    assert_eq!(["val_loss", "val_loss.concept", "val_loss.entropy", "val_loss.self"].map(held_out), [4; 4]);
+    assert_eq!(["val_loss", "val_loss.concept", "val_loss.entropy", "val_loss.self_model"].map(held_out), [4; 4]);
     assert_eq!(["val_loss.reconstruction", "val_latent.bits", "val_latent.accuracy"].map(held_out), [4; 3]);
     let shares =
         |key: &str| lines.iter().filter_map(|line| line.get(key)).map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
-    for key in ["grad_share.concept", "grad_share.entropy", "grad_share.self"] {
+    for key in ["grad_share.concept", "grad_share.entropy", "grad_share.self_model"] {
         let shares = shares(key);
         // Gradients reach the trunk, not by more than the language model's, and none at the end of the cooldown.
         assert!(
@@ -72,14 +72,14 @@ fn every_loss_is_logged_and_plotted_by_itself_and_the_total_is_their_sum() {
     }
     assert_eq!(["val_loss.score", "val_loss.energy"].map(held_out), [4; 2]);
     assert_eq!(shares("grad_share.reconstruction"), [0.0; 4], "the latent does not move the trunk");
-    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self.svg", "loss.reconstruction.svg"] {
+    for name in ["loss.svg", "loss.concept.svg", "loss.entropy.svg", "loss.self_model.svg", "loss.reconstruction.svg"] {
         assert!(std::fs::read_to_string(run.join(name)).unwrap().contains("polyline"), "{name}");
     }
     // The concept head begins at the unigram, which it must beat; the language model learns beside it.
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
     assert!(number(last, "val_loss.concept") < number(first, "loss.concept") - 0.1, "{first} {last}");
     // The self-model begins with nothing said: 1 for the features, the whole loss, the doubt.
-    assert!(number(last, "val_loss.self") < number(first, "loss.self") - 1.0, "{first} {last}");
+    assert!(number(last, "val_loss.self_model") < number(first, "loss.self_model") - 1.0, "{first} {last}");
     // The generator begins with nothing, the energies at even odds.
     assert!(number(last, "val_loss.score") < number(first, "loss.score"), "{first} {last}");
     assert!(number(last, "val_loss.energy") < number(first, "loss.energy"), "{first} {last}");
@@ -162,7 +162,7 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
             "loss.lm",
             "loss.concept",
             "loss.entropy",
-            "loss.self",
+            "loss.self_model",
             "loss.reconstruction",
             "loss.score",
             "loss.energy",
@@ -197,9 +197,9 @@ fn all_parts_cost_little() {
     assert!(parts.psyche.enabled && parts.concept.enabled && parts.hypercube.enabled && parts.self_model.enabled);
     assert!(parts.latent.enabled && parts.energy.enabled);
     let flops = |config: &RunConfig| config.model.train_flops_per_token(1024);
-    let memory = 768 * 4 * (6 * 64 + 1) + 4 * (6 * 64 * 64 + 4 * 64 * 128) / 2;
+    let abacus = 768 * 4 * (6 * 64 + 1) + 4 * (6 * 64 * 64 + 4 * 64 * 128) / 2;
     // Query and two outputs of the long-term memory, and its rows, which get no gradient.
-    let long_term = 768 * (64 + 2 * 768) + 2 * 256 * (64 + 768) / 3;
+    let memory = 768 * (64 + 2 * 768) + 2 * 256 * (64 + 768) / 3;
     // Query, keys, values and output of the memes.
     let memetic = 64 * (768 + 1024) + 768 * (1024 + 768);
     // Controller; into the code twice and out of it; an eighth of the concept head; the self-model, whose truths have no way back; a
@@ -208,8 +208,7 @@ fn all_parts_cost_little() {
     let elems = elems + (256 * 768 + 6 * 256 * 704 + 3 * 64 * 256 + 32_768 * 256) / 4;
     // Four samples and queries, and a retrieval, for each 16 tokens; the encoder again without a way back.
     let samples = 4 * (256 * (768 + 2 * 64) + 3 * 256 * 704 + 128 * (768 + 2 * 64)) + 128 * (768 + 64);
-    let elems =
-        elems + (samples + 4 * (256 * 768 + 3 * 256 * 704 + 2 * 64 * 256) / 3) / 16 + memetic + memory + long_term;
+    let elems = elems + (samples + 4 * (256 * 768 + 3 * 256 * 704 + 2 * 64 * 256) / 3) / 16 + memetic + abacus + memory;
     assert_eq!(flops(&full) - flops(&plain), 6 * elems);
     assert!(flops(&full) as f64 <= 1.25 * flops(&plain) as f64);
     let bytes = |config: &RunConfig| {
@@ -239,7 +238,7 @@ fn keys_out_of_range_are_refused_in_one_line() {
     assert!(refused("latent.every=0").contains("latent.every = 0"));
     assert!(refused("energy.width=0").contains("energy.width = 0"));
     assert!(refused("energy.enabled=true").contains("set latent.enabled=true"));
-    assert!(refused("loss.self.rho=2").contains("loss.self.rho = 2"));
+    assert!(refused("loss.self_model.rho=2").contains("loss.self_model.rho = 2"));
     assert!(refused("psyche.enable=true").contains("did you mean psyche.enabled?"));
     assert!(refused("psyche.source=ego").contains("psyche"));
     let mut shallow = Layers::default();

@@ -7,7 +7,7 @@ use crate::model::block::{Block, Context, Stream};
 use crate::model::carried::Carried;
 use crate::model::hypercube::Coded;
 use crate::model::psyche::Blended;
-use crate::model::{long_term, memory};
+use crate::model::{abacus, memory};
 use crate::tape::{Segment, Tape, Var};
 use crate::tensor::{Arena, Tensor};
 use std::sync::Arc;
@@ -143,25 +143,25 @@ impl Gpt {
     /// What Id's stream reads at its end: the memory, the long-term memory, the hypercube.
     fn after_id(&self, tape: &mut Tape, mut h: Var, pass: &mut Pass) -> (Var, AfterId) {
         let mut after = AfterId::default();
-        if let Some(memory) = &self.memory {
+        if let Some(abacus) = &self.abacus {
             let past = match pass {
-                Pass::Rows { rows, carried, .. } => memory::Past::Streams {
+                Pass::Rows { rows, carried, .. } => abacus::Past::Streams {
                     t: rows.segments * rows.t,
                     starts: rows.starts.as_ref(),
-                    states: carried.memory(),
+                    states: carried.abacus(),
                 },
-                Pass::Cached { tokens, cache } => memory::Past::Cached { t: tokens.len(), state: cache.memory() },
+                Pass::Cached { tokens, cache } => abacus::Past::Cached { t: tokens.len(), state: cache.abacus() },
             };
-            h = memory.forward(tape, &h, past);
+            h = abacus.forward(tape, &h, past);
         }
-        if let Some(long_term) = &self.long_term {
+        if let Some(memory) = &self.memory {
             let past = match pass {
                 Pass::Rows { rows, carried, .. } => {
-                    long_term::Past::Streams { t: rows.t, segments: rows.segments, bank: carried.bank() }
+                    memory::Past::Streams { t: rows.t, segments: rows.segments, bank: carried.bank() }
                 }
-                Pass::Cached { cache, .. } => long_term::Past::Conversation(cache.long_term()),
+                Pass::Cached { cache, .. } => memory::Past::Conversation(cache.memory()),
             };
-            let (with_rows, read) = long_term.forward(tape, &h, past);
+            let (with_rows, read) = memory.forward(tape, &h, past);
             (h, after.read) = (with_rows, Some(read));
         }
         if let Some(hypercube) = &self.hypercube {
@@ -176,8 +176,8 @@ impl Gpt {
         if let Some(memetic) = &self.memetic {
             h = memetic.forward(tape, &h);
         }
-        if let (Some(long_term), Some(read)) = (&self.long_term, &after_id.read) {
-            h = long_term.forward_ego(tape, &h, read);
+        if let (Some(memory), Some(read)) = (&self.memory, &after_id.read) {
+            h = memory.forward_ego(tape, &h, read);
         }
         h
     }

@@ -14,10 +14,10 @@ use nanochat_gpu::train::trainer::Trainer;
 /// Two micro-batches a step, of two streams of two segments each.
 const MEMORY: [&str; 7] = [
     "model.layers=3",
-    "memory.enabled=true",
-    "memory.heads=2",
-    "memory.key_dim=32",
-    "memory.value_dim=32",
+    "abacus.enabled=true",
+    "abacus.heads=2",
+    "abacus.key_dim=32",
+    "abacus.value_dim=32",
     "train.rows=4",
     "train.batch_tokens=128",
 ];
@@ -32,7 +32,7 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     go(&mut Trainer::start(config.clone(), tokenizer(), &stopped).unwrap(), Some(13));
     let states = |run: &std::path::Path, step: u64| {
         let file = run.join(format!("checkpoints/step_{step:06}/carried.safetensors"));
-        let (shape, values) = Reader::open(&file).unwrap().floats("memory").unwrap();
+        let (shape, values) = Reader::open(&file).unwrap().floats("abacus").unwrap();
         assert_eq!(shape.as_slice(), [2, 2, 32, 32]);
         values
     };
@@ -73,15 +73,15 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
 fn rows_are_whole_streams() {
     let resolve = |more: &[&str]| {
         let mut layers = Layers::default();
-        ["model.layers=3", "memory.enabled=true"].iter().chain(more).for_each(|key| layers.set(key).unwrap());
+        ["model.layers=3", "abacus.enabled=true"].iter().chain(more).for_each(|key| layers.set(key).unwrap());
         layers.resolve(300)
     };
-    let error = resolve(&["train.rows=4", "memory.segments=3"]).unwrap_err();
+    let error = resolve(&["train.rows=4", "abacus.segments=3"]).unwrap_err();
     assert!(is_user_error(&error), "{error:#}");
-    assert!(format!("{error:#}").contains("memory.segments = 3 does not divide train.rows = 4"), "{error:#}");
+    assert!(format!("{error:#}").contains("abacus.segments = 3 does not divide train.rows = 4"), "{error:#}");
     // Rows that begin with their documents stand alone.
-    let alone = resolve(&["train.rows=4", "memory.segments=3", "data.packing=bos"]).unwrap();
+    let alone = resolve(&["train.rows=4", "abacus.segments=3", "data.packing=bos"]).unwrap();
     assert_eq!((alone.segments(), alone.data.packing), (1, Packing::Bos));
-    let long = resolve(&["train.seq_len=2048", "memory.segments=3"]).unwrap();
+    let long = resolve(&["train.seq_len=2048", "abacus.segments=3"]).unwrap();
     assert_eq!((long.train.rows, long.segments(), long.data.packing), (3, 3, Packing::Stream));
 }
