@@ -1,7 +1,7 @@
 //! The whole model on a GPU: loss, logits and the gradient of every parameter, against f64 on the CPU.
 
 use super::gpt::{configs, mixed, random_params, rows};
-use super::parts::{Alone, digits, each, memory};
+use super::parts::{Alone, abacus, digits, each};
 use crate::ops::simulators;
 use nanochat_gpu::device::Device;
 use nanochat_gpu::model::gpt::{Recompute, Rows};
@@ -84,7 +84,7 @@ fn loss_logits_and_every_gradient_are_as_near_f64_as_the_cpus() {
 /// A prompt longer than a chunk, a token, and some more: states, convolutions and runs of digits go on as on the CPU.
 #[test]
 fn a_cached_sequence_goes_on_as_on_the_cpu() {
-    let parts = Parts { memory: memory().memory, ..digits() };
+    let parts = Parts { abacus: abacus().abacus, ..digits() };
     let config = ModelConfig { document_mask: false, max_seq_len: 80, parts, ..mixed() };
     let tokens = integers("cached", 75, config.vocab_size);
     for dtype in [DType::F32, DType::Bf16] {

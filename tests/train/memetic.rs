@@ -186,6 +186,7 @@ fn batch(rank: usize, step: u64) -> Batch {
         segments: 1,
         bytes_in_targets: vec![1; 64],
         epoch: 0,
+        index: step,
     }
 }
 
