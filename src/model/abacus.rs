@@ -85,7 +85,7 @@ impl PartConfig for AbacusConfig {
         let wide = h * (dv + dk * dv / CHUNK + 1);
         // Narrow elements are reckoned with a copy of twice their size, which most of these never have.
         let elems_per_token = if is_narrow { stored / 2 + wide } else { stored + wide };
-        Held { elems_per_token, loss_words: 0 }
+        Held { elems_per_token, ..Held::default() }
     }
 }
 

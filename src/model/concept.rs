@@ -107,7 +107,11 @@ impl PartConfig for ConceptConfig {
         // Narrow: the codes widened, and gradients of logits beside the logits.
         let logits = chunk_rows(count).min(m) * count;
         let logits = if is_narrow { logits + logits / 2 + count * rank } else { logits };
-        Held { elems_per_token: (3 * model.width + 3 * rank).div_ceil(every), loss_words: m * (window + 2) + logits }
+        Held {
+            elems_per_token: (3 * model.width + 3 * rank).div_ceil(every),
+            loss_words: m * (window + 2) + logits,
+            ..Held::default()
+        }
     }
 }
 

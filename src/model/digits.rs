@@ -40,7 +40,7 @@ impl PartConfig for DigitsConfig {
     }
 
     fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
-        Held { elems_per_token: model.width, loss_words: 0 }
+        Held { elems_per_token: model.width, ..Held::default() }
     }
 }
 

@@ -101,7 +101,7 @@ impl PartConfig for EnergyConfig {
             true => kept / 2 + 2 * f * w + rows * (2 * w + 2 * f),
         };
         // Gradients of draws and of what was generated wait for the end.
-        Held { elems_per_token: LATENT, loss_words }
+        Held { elems_per_token: LATENT, loss_words, ..Held::default() }
     }
 }
 

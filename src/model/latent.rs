@@ -103,7 +103,7 @@ impl PartConfig for LatentConfig {
             true => kept / 2 + (logits + logits / 2 + v * w).max(2 * f * w + m * (2 * w + 2 * f)),
         };
         // The gradient of what was embedded waits for the end.
-        Held { elems_per_token: model.width.div_ceil(self.every), loss_words }
+        Held { elems_per_token: model.width.div_ceil(self.every), loss_words, ..Held::default() }
     }
 }
 

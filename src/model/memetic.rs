@@ -106,8 +106,9 @@ impl PartConfig for MemeticConfig {
     }
 
     fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
-        // The norm, the query, scores, weights, what was read, the sum; in backward the gradients of weights and scores.
-        Held { elems_per_token: 3 * model.width + 2 * self.key_width + 4 * self.memes + 4 * self.top, loss_words: 0 }
+        // The norm, the query, weights, what was read, the sum; beside the weights scores, or a gradient.
+        let elems_per_token = 3 * model.width + 2 * self.key_width + self.memes + 4 * self.top;
+        Held { elems_per_token, passing_elems_per_token: self.memes, loss_words: 0 }
     }
 }
 

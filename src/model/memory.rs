@@ -69,10 +69,13 @@ impl PartConfig for MemoryConfig {
         (c * (d + 2 * c) + 2 * m * (d + c) / 3) as u64
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, is_narrow: bool) -> Held {
         let MemoryConfig { rows, key_width, top, .. } = *self;
-        // The norm, two streams, what was read; the query twice; scores, weights and the gradients of both.
-        Held { elems_per_token: 5 * model.width + 3 * key_width + 4 * rows + 4 * top, loss_words: 0 }
+        // The norm, two streams, what was read; the query twice; scores and weights, or their gradients.
+        let elems_per_token = 5 * model.width + 3 * key_width + 4 * top;
+        // Narrow: never both widened.
+        let passing_elems_per_token = if is_narrow { 3 * rows / 2 } else { 2 * rows };
+        Held { elems_per_token, passing_elems_per_token, loss_words: 0 }
     }
 }
 

@@ -76,6 +76,8 @@ pub trait PartConfig {
 pub struct Held {
     /// Elements for each token of the micro-batch.
     pub elems_per_token: usize,
+    /// Elements for each token that come and go inside the part, in forward or backward.
+    pub passing_elems_per_token: usize,
     /// 4-byte words that its loss takes, once.
     pub loss_words: usize,
 }
@@ -139,6 +141,7 @@ impl Parts {
     pub fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
         self.enabled().map(|(_, part)| part.held(model, n, is_narrow)).fold(Held::default(), |all, part| Held {
             elems_per_token: all.elems_per_token + part.elems_per_token,
+            passing_elems_per_token: all.passing_elems_per_token.max(part.passing_elems_per_token),
             loss_words: all.loss_words.max(part.loss_words),
         })
     }

@@ -59,7 +59,7 @@ impl PartConfig for PsycheConfig {
 
     fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
         // Streams at the ends of Id and Ego, the blend, and in backward the gradients of three.
-        Held { elems_per_token: 6 * model.width + 8, loss_words: 0 }
+        Held { elems_per_token: 6 * model.width + 8, ..Held::default() }
     }
 }
 

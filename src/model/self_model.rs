@@ -65,7 +65,11 @@ impl PartConfig for SelfModelConfig {
     fn held(&self, model: &ModelConfig, n: usize, _is_narrow: bool) -> Held {
         // The gradient of Ego's stream waits for Ego. Before, there are its norm, the hidden layer before and after, and the gradient of
         // that; what is said, or its gradient.
-        Held { elems_per_token: model.width + 2, loss_words: n * (model.width + 3 * self.width + SAID) }
+        Held {
+            elems_per_token: model.width + 2,
+            loss_words: n * (model.width + 3 * self.width + SAID),
+            ..Held::default()
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub fn forward(arena: &Arena, x: &Tensor, t: usize, whole: usize, sums: Option<&
         let rows = held.par_chunks_mut(c).zip(x.as_slice::<E>().par_chunks(t * c));
         rows.zip(means.as_mut_slice::<E>().par_chunks_mut(c)).for_each(|((sum, x), mean)| {
             for x in x.chunks_exact(c) {
-                sum.iter_mut().zip(x).for_each(|(sum, x)| *sum = *sum + x.load());
+                sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x.load());
             }
             mean.iter_mut().zip(&*sum).for_each(|(mean, &sum)| *mean = E::store(sum * factor));
         });

@@ -177,7 +177,7 @@ pub fn backward(arena: &Arena, da: &Tensor, saved: &Saved, statistics: Option<Te
                     let (mut rise, mut others) = (F::ZERO, F::ZERO);
                     for j in 0..held {
                         rise = weight[j].mul_add(da[j] - da[k], rise);
-                        others = others + if j == k { F::ZERO } else { weight[j] };
+                        others += if j == k { F::ZERO } else { weight[j] };
                     }
                     ds[index[k] as usize] = E::store(-F::from_f64(scale) * weight[k] * rise);
                     cost[k] = if others > F::ZERO { weight[k] * rise / others } else { F::ZERO };
@@ -187,8 +187,8 @@ pub fn backward(arena: &Arena, da: &Tensor, saved: &Saved, statistics: Option<Te
         if let Some(mut statistics) = statistics {
             let (costs, uses) = statistics.as_mut_slice::<F>().split_at_mut(m);
             for ((&i, cost), weight) in index.iter().zip(&cost).zip(weight).filter(|((i, _), _)| **i != NONE) {
-                costs[i as usize] = costs[i as usize] + *cost;
-                uses[i as usize] = uses[i as usize] + *weight;
+                costs[i as usize] += *cost;
+                uses[i as usize] += *weight;
             }
         }
     });

@@ -183,7 +183,7 @@ impl Layers {
         }
         // A memory reads on from batch to batch.
         let is_on = |part: &&str| merged.get(*part).and_then(|part| part.get("enabled")) == Some(&Value::Boolean(true));
-        let packing = if ["abacus", "memory"].iter().any(|part| is_on(&part)) { "stream" } else { "bos" };
+        let packing = if ["abacus", "memory"].iter().any(is_on) { "stream" } else { "bos" };
         table(&mut merged, "data").entry("packing").or_insert_with(|| packing.into());
         // One source may be written without the brackets.
         if let Value::String(source) = &merged["data"]["sources"] {

@@ -82,7 +82,8 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
     let parts = m.parts.held(m, n, copy > 0);
     // The losses of parts come after the language model's, when its logits are gone and the gradient of the norm is there.
     let at_parts = n * (at_loss + 2 * c * size) + parts.loss_words * size_of::<f32>();
-    let most = most.max(at_parts) + n * parts.elems_per_token * (size + copy);
+    let in_part = n * ((at_loss + 2 * c * size) + parts.passing_elems_per_token * (size + copy));
+    let most = most.max(at_parts).max(in_part) + n * parts.elems_per_token * (size + copy);
     // Blocks of the arena are rounded up: 2 % and a page for small models.
     most + most / 50 + 4096
 }

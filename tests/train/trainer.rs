@@ -2,6 +2,7 @@
 //! the configuration of runs.
 
 use nanochat_gpu::data::{Batch, IGNORE, Packing};
+use nanochat_gpu::device::Device;
 use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::formats::safetensors::Reader;
@@ -343,7 +344,8 @@ fn measured(config: &RunConfig) -> usize {
     let recompute = if config.train.recompute { Recompute::Blocks } else { Recompute::Nothing };
     let mut tape = Tape::recording(&arena, &params, &mut grads);
     let scales = LossScales::all(1.0 / n as f64, 0.5);
-    drop(model.losses(&mut tape, &rows, &targets, &scales, recompute, &mut Carried::default()));
+    let mut carried = Carried::new(Device::Cpu, &config.model, [config.train.rows, 1], dtype);
+    drop(model.losses(&mut tape, &rows, &targets, &scales, recompute, &mut carried));
     tape.backward();
     drop(tape);
     arena.stats().peak_live_bytes
@@ -375,9 +377,13 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.qk_norm=false"],
         &["model.layer_pattern=KKA", "model.layers=3"],
         &["model.layer_pattern=K", "model.width=128", "model.layers=6"],
-        &["model.layers=3", "memory.enabled=true", "memory.heads=2"],
+        &["model.layers=3", "abacus.enabled=true", "abacus.heads=2"],
         &["digits.enabled=true"],
-        &["model.layers=6", "model.width=128", "memory.enabled=true"],
+        &["model.layers=6", "model.width=128", "abacus.enabled=true"],
+        &["model.layers=3", "memory.enabled=true"],
+        &["model.layers=6", "model.width=128", "memory.enabled=true", "memory.rows=64"],
+        &["model.layers=3", "memetic.enabled=true"],
+        &["model.layers=6", "model.width=128", "memetic.enabled=true", "memetic.memes=128"],
         &["model.layers=1"],
         &["model.vocab_size=8192"],
         &["model.vocab_size=8192", "model.tie_embeddings=true", "model.width=128"],

@@ -62,7 +62,7 @@ impl PartConfig for HypercubeConfig {
     }
 
     fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
-        Held { elems_per_token: 3 * model.width + 4 * self.bits, loss_words: 0 }
+        Held { elems_per_token: 3 * model.width + 4 * self.bits, ..Held::default() }
     }
 }
 
