@@ -39,7 +39,7 @@ pub struct TrainCommand {
     /// Layers; width, heads and learning rates follow from it
     #[arg(long, value_name = "N", conflicts_with = "preset")]
     depth: Option<u64>,
-    /// Named configuration: demo, shakespeare
+    /// Named configuration: demo, full (every part of the model), shakespeare
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Text, folders, globs (.txt, .jsonl, .parquet, .bin) or built-in data such as synthetic; SPEC@weight to mix
