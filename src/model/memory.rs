@@ -194,12 +194,12 @@ impl Memory {
     pub fn forward(&self, tape: &mut Tape, h: &Var, past: Past) -> (Var, Var) {
         let x = tape.rmsnorm(h, None, self.eps);
         let o = match past {
-            Past::Streams { t, segments, bank: Some(bank) } => self.read_and_write(tape, &x, [t, segments], bank),
+            Past::Streams { t, bank: Some(bank), .. } => self.read_and_write(tape, &x, t, bank),
             Past::Streams { t, segments, bank: None } => {
                 let [n, c] = x.value().shape().rows_cols();
                 let (value, extents) = (x.value(), [n / t / segments, segments]);
                 let mut bank = Bank::of(value.device(), extents, 0, [self.key_width, c], value.dtype());
-                self.read_and_write(tape, &x, [t, segments], &mut bank)
+                self.read_and_write(tape, &x, t, &mut bank)
             }
             Past::Conversation(conversation) => self.read_on(tape, &x, conversation),
         };
@@ -212,7 +212,7 @@ impl Memory {
     }
 
     /// Rows are written before they are read, so that a stream's later segments see its earlier ones.
-    fn read_and_write(&self, tape: &mut Tape, x: &Var, [t, _]: [usize; 2], bank: &mut Bank) -> Var {
+    fn read_and_write(&self, tape: &mut Tape, x: &Var, t: usize, bank: &mut Bank) -> Var {
         let means = tape.detached(|tape| segment_mean::forward(tape.arena(), x.value(), t, t, None));
         let keys = self.keys_of(tape, &means);
         let times = bank.write(tape, &keys, &means);

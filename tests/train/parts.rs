@@ -1,8 +1,8 @@
 //! Runs of models with parts: every loss logged and plotted, stopped runs that go on bit for bit, the controller that waits, a head that
 //! beats what it began with, and the same on a simulated GPU.
 
+use super::the_simulator_follows_the_cpu;
 use super::trainer::{config, go, tokenizer};
-use nanochat_gpu::device::modules::MODULES;
 use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::model::{Gpt, KvCache};
@@ -149,9 +149,6 @@ fn the_controller_waits_for_the_end_of_warm_up() {
 
 #[test]
 fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
-    if MODULES.is_empty() {
-        return; // built without nvcc
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str, more: &[&str], dtype: DType| {
         let mut config = config(&[&PARTS[..], &["train.rows=2", "train.optimizer=adamw"], more].concat());
@@ -167,20 +164,9 @@ fn the_simulator_follows_the_cpu_and_replays_what_it_recorded() {
             "loss.score",
             "loss.energy",
         ];
-        lines(&out).iter().map(|line| keys.map(|key| number(line, key))).collect::<Vec<_>>()
+        lines(&out).iter().map(|line| keys.map(|key| number(line, key)).to_vec()).collect()
     };
-    let sim = ["device.kind=sim", "device.sim=checked"];
-    let (exact, host) = (run("exact", &[], DType::F64), run("host", &[], DType::F32));
-    let device = run("device", &sim, DType::F32);
-    let written = run("written", &[&sim[..], &["device.graph=false"]].concat(), DType::F32);
-    assert_eq!(device, written);
-    for (step, ((exact, host), device)) in exact.iter().zip(&host).zip(&device).enumerate() {
-        for k in 0..7 {
-            let (host, device) = ((host[k] - exact[k]).abs(), (device[k] - exact[k]).abs());
-            let bound = 2.0 * host + 2f64.powi(-18) * exact[k].abs().max(1.0);
-            assert!(device <= bound, "step {step}, loss {k}: {device:e} from f64, the CPU {host:e}");
-        }
-    }
+    the_simulator_follows_the_cpu(run);
 }
 
 /// What all parts cost at depth 12 with a vocabulary of 32,768: the bounds that their design sets, and the arithmetic behind them.
