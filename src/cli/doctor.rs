@@ -10,6 +10,7 @@ use crate::verify::Extent;
 use crate::verify::families::{self, FAMILIES};
 use anyhow::bail;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ use std::time::Instant;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nanochat-gpu doctor\n  nanochat-gpu doctor --device sim --full --json")]
 pub struct DoctorCommand {
+    /// Families of kernels to launch (all where none is named)
+    #[arg(value_name = "FAMILY", value_parser = family_names())]
+    only: Vec<String>,
     /// Where to launch: auto (a card, else the simulator), sim or cuda[:i]
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
@@ -83,7 +87,8 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
     let families = match device {
         Some(Device::Gpu(gpu)) => {
             gpu.take_launched();
-            FAMILIES.iter().map(|family| check(family, gpu, extent)).collect()
+            let asked = |name: &str| command.only.is_empty() || command.only.iter().any(|only| only == name);
+            FAMILIES.iter().filter(|family| asked(family.name)).map(|family| check(family, gpu, extent)).collect()
         }
         _ => Vec::new(),
     };
@@ -118,6 +123,10 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
         bail!("{} of {} families of kernels are wrong here: {}", wrong.len(), report.families.len(), wrong.join(", "));
     }
     Ok(())
+}
+
+fn family_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name))
 }
 
 fn check(family: &families::Family, gpu: &'static Gpu, extent: Extent) -> Family {
