@@ -326,7 +326,7 @@ impl<'a> Tape<'a> {
         };
         let head = self.params.view(weight);
         let [v, _] = head.dims();
-        let rows = lm_loss::chunk_rows(v);
+        let rows = lm_loss::chunk_rows(v, x.value.device().is_gpu());
         let judged = lm_loss::judge(self.arena, &x.value, &head, targets, softcap, gradients, rows, report);
         if let Some(dx) = judged.dx {
             self.record(|| Node::Loss { name: "lm_loss", x: x.id, dx });

@@ -91,7 +91,7 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
     };
     let mut packer = Corpus::open(&command.data, Arc::new(tokenizer), options)?.packer(None)?;
     let device = choice::open(&command.device, SimMode::Fast)?;
-    let arena = reserve_arena(device, config, Footprint::of_loss(config, tokens))?;
+    let arena = reserve_arena(device, config, Footprint::of_loss(device, config, tokens))?;
     let (model, params) = (opened.model.to(device), opened.params.clone().to(device));
     // Draws on stderr, and only when that is a terminal.
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} evaluating, {elapsed}")?);

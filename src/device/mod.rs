@@ -25,6 +25,11 @@ pub enum Device {
 }
 
 impl Device {
+    /// Whether it is a card or the simulator.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Device::Gpu(_))
+    }
+
     /// Waits for all work.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub use text::{Utf8Stream, end_ids};
 
 use crate::device::Device;
 use crate::device::gemm::PARTS_BYTES_MAX;
+use crate::model::parts::Storage;
 use crate::model::{ModelConfig, kda};
 use crate::ops::lm_loss::chunk_rows;
 use crate::tensor::Arena;
@@ -34,8 +35,8 @@ pub struct Footprint {
 
 impl Footprint {
     /// A pass over `tokens` that makes losses and no gradients.
-    pub fn of_loss(config: &ModelConfig, tokens: usize) -> Footprint {
-        Footprint { tokens, logit_rows: chunk_rows(config.vocab_size).min(tokens), layers: 1 }
+    pub fn of_loss(device: Device, config: &ModelConfig, tokens: usize) -> Footprint {
+        Footprint { tokens, logit_rows: chunk_rows(config.vocab_size, device.is_gpu()).min(tokens), layers: 1 }
     }
 }
 
@@ -50,7 +51,8 @@ pub fn reserve_arena(device: Device, config: &ModelConfig, footprint: Footprint)
     let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
     let states =
         if config.has_kda() { [kda::held_elems(config), kda::backward_elems(config)].concat() } else { vec![] };
-    let parts = config.parts.held(config, tokens, false).elems_per_token;
+    let parts =
+        config.parts.held(config, tokens, Storage { is_narrow: false, on_gpu: device.is_gpu() }).elems_per_token;
     let activations = tokens * (layers.max(1) * (8 * c + 4 * qkv + 6 * f + states.iter().sum::<usize>()) + parts);
     // A weight that is stored narrow is widened to be used: at most the head and the matrices of a block at once.
     let widened = 2 * v * c + 2 * c * (f + qkv);

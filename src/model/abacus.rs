@@ -8,7 +8,7 @@
 
 use super::ModelConfig;
 use super::kda;
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::device::Device;
 use crate::ops::delta_rule::{self, CHUNK, Dims};
 use crate::tape::{DecayParams, DeltaOperands, Tape, Var};
@@ -77,14 +77,14 @@ impl PartConfig for AbacusConfig {
         (model.width * h * (3 * dk + 3 * dv + 1)) as u64 + kda::state_flops(h, dk, dv) / 6
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, storage: Storage) -> Held {
         let Dims { h, dk, dv } = self.dims();
         // The stream and its norm; q and k before and after, decay likewise, v, beta, output, norm, gate, gated.
         let stored = 2 * model.width + h * (6 * dk + 5 * dv + 2);
         // Errors, states and the norm's scale, in the accumulator type.
         let wide = h * (dv + dk * dv / CHUNK + 1);
         // Narrow elements are reckoned with a copy of twice their size, which most of these never have.
-        let elems_per_token = if is_narrow { stored / 2 + wide } else { stored + wide };
+        let elems_per_token = if storage.is_narrow { stored / 2 + wide } else { stored + wide };
         Held { elems_per_token, ..Held::default() }
     }
 }

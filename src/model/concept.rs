@@ -9,7 +9,7 @@ use super::ModelConfig;
 use super::gpt::Rows;
 use super::hypercube::geometry::{bisect, to_bits};
 use super::losses::{Loss, LossKind, LossScale};
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::data::statistics::Statistics;
 use crate::ops::concept_loss::{WINDOW_MAX, Windows};
 use crate::ops::hypercube::BITS_MAX;
@@ -101,12 +101,12 @@ impl PartConfig for ConceptConfig {
         (self.code_width() * (model.width + self.count)).div_ceil(self.every) as u64
     }
 
-    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held {
         let (ConceptConfig { count, window, every, .. }, rank) = (*self, self.code_width());
         let m = n.div_ceil(every);
         // Narrow: the codes widened, and gradients of logits beside the logits.
-        let logits = chunk_rows(count).min(m) * count;
-        let logits = if is_narrow { logits + logits / 2 + count * rank } else { logits };
+        let logits = chunk_rows(count, storage.on_gpu).min(m) * count;
+        let logits = if storage.is_narrow { logits + logits / 2 + count * rank } else { logits };
         Held {
             elems_per_token: (3 * model.width + 3 * rank).div_ceil(every),
             loss_words: m * (window + 2) + logits,

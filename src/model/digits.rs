@@ -5,7 +5,7 @@
 //! find trained rows, and is 0 otherwise. A run begins with its row at the earliest; in a cached sequence it goes on from call to call.
 
 use super::ModelConfig;
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::embedding::NOTHING;
 use crate::tape::{Tape, Var};
 use crate::tensor::random::Philox;
@@ -39,7 +39,7 @@ impl PartConfig for DigitsConfig {
         0
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, _storage: Storage) -> Held {
         Held { elems_per_token: model.width, ..Held::default() }
     }
 }

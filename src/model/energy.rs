@@ -18,7 +18,7 @@ use super::ModelConfig;
 use super::gpt::Rows;
 use super::latent::{LATENT, Latent, LatentConfig};
 use super::losses::{Loss, LossKind, LossScales};
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::energy_contrast::{KEY_MAX, Pair};
 use crate::ops::energy_score::{self, SAMPLES, Truth};
 use crate::ops::select_rows::Stride;
@@ -89,14 +89,14 @@ impl PartConfig for EnergyConfig {
         ((chunk + encoder) / EnergyConfig::tokens_per_chunk(model)) as u64
     }
 
-    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held {
         let (c, w, f) = (model.width, self.width, self.hidden());
         // Contexts and two norms; the generator's streams and norms, gate and up and their product, with a gradient; latents; keys.
         let sample = 3 * c + 5 * w + 5 * f + 8 * LATENT + 7 * KEY;
         let rows = SAMPLES * n.div_ceil(EnergyConfig::tokens_per_chunk(model));
         // Beside what the latent keeps; in the end the gradient of the integrated state alone.
         let kept = model.parts.latent.kept_elems(model, n) + (rows * sample).max(n * c);
-        let loss_words = match is_narrow {
+        let loss_words = match storage.is_narrow {
             false => kept,
             true => kept / 2 + 2 * f * w + rows * (2 * w + 2 * f),
         };

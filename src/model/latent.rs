@@ -16,7 +16,7 @@
 use super::ModelConfig;
 use super::gpt::Rows;
 use super::losses::{Loss, LossKind, LossScale};
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::latent::{CHUNK, Chunks, Gathered, Options};
 use crate::ops::lm_loss::{Report, chunk_rows};
 use crate::tape::{Measure, MlpParams, Note, Tape, Var};
@@ -93,11 +93,11 @@ impl PartConfig for LatentConfig {
         (token / self.every) as u64
     }
 
-    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held {
         let (w, f, v) = (self.width, self.hidden(), model.vocab_size);
         let m = n.div_ceil(self.every);
-        let (kept, logits) = (self.kept_elems(model, n), chunk_rows(v).min(m) * v);
-        let loss_words = match is_narrow {
+        let (kept, logits) = (self.kept_elems(model, n), chunk_rows(v, storage.on_gpu).min(m) * v);
+        let loss_words = match storage.is_narrow {
             false => kept + logits,
             // Half as wide, but either the vocabulary is widened, and gradients stand beside the logits, or a layer is widened.
             true => kept / 2 + (logits + logits / 2 + v * w).max(2 * f * w + m * (2 * w + 2 * f)),

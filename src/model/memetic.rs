@@ -5,7 +5,7 @@
 //! which the trainer replaces memes that nobody misses by offspring of others (`train::evolution`).
 
 use super::ModelConfig;
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::top_k_softmax::{Options, TOP_MAX};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Init, Layout, ParamId, Role};
@@ -105,7 +105,7 @@ impl PartConfig for MemeticConfig {
         (d * (c + m) + c * (m + c)) as u64
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, _storage: Storage) -> Held {
         // The norm, the query, weights, what was read, the sum; beside the weights scores, or a gradient.
         let elems_per_token = 3 * model.width + 2 * self.key_width + self.memes + 4 * self.top;
         Held { elems_per_token, passing_elems_per_token: self.memes, loss_words: 0 }

@@ -7,7 +7,7 @@
 //! newest row takes the place of the oldest.
 
 use super::ModelConfig;
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::device::Device;
 use crate::ops::bank_product::Side;
 use crate::ops::bank_write::{self, Banks, NEVER};
@@ -69,12 +69,12 @@ impl PartConfig for MemoryConfig {
         (c * (d + 2 * c) + 2 * m * (d + c) / 3) as u64
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, storage: Storage) -> Held {
         let MemoryConfig { rows, key_width, top, .. } = *self;
         // The norm, two streams, what was read; the query twice; scores and weights, or their gradients.
         let elems_per_token = 5 * model.width + 3 * key_width + 4 * top;
         // Narrow: never both widened.
-        let passing_elems_per_token = if is_narrow { 3 * rows / 2 } else { 2 * rows };
+        let passing_elems_per_token = if storage.is_narrow { 3 * rows / 2 } else { 2 * rows };
         Held { elems_per_token, passing_elems_per_token, loss_words: 0 }
     }
 }

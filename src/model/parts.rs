@@ -68,7 +68,15 @@ pub trait PartConfig {
     fn elems_per_token(&self, model: &ModelConfig) -> u64;
 
     /// What it holds while a training step runs, for a micro-batch of `n` tokens.
-    fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held;
+    fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held;
+}
+
+/// Where a model's numbers lie.
+#[derive(Clone, Copy)]
+pub struct Storage {
+    /// They are stored in less than they are computed in.
+    pub is_narrow: bool,
+    pub on_gpu: bool,
 }
 
 /// What a part holds while a training step runs.
@@ -136,10 +144,10 @@ impl Parts {
         6 * self.enabled().map(|(_, part)| part.elems_per_token(model)).sum::<u64>()
     }
 
-    /// What the parts hold while a training step of a micro-batch of `n` tokens runs, beyond what the trunk does; with `is_narrow`,
-    /// elements are stored in less than they are computed in. Losses come one after the other.
-    pub fn held(&self, model: &ModelConfig, n: usize, is_narrow: bool) -> Held {
-        self.enabled().map(|(_, part)| part.held(model, n, is_narrow)).fold(Held::default(), |all, part| Held {
+    /// What the parts hold while a training step of a micro-batch of `n` tokens runs, beyond what the trunk does. Losses come one
+    /// after the other.
+    pub fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held {
+        self.enabled().map(|(_, part)| part.held(model, n, storage)).fold(Held::default(), |all, part| Held {
             elems_per_token: all.elems_per_token + part.elems_per_token,
             passing_elems_per_token: all.passing_elems_per_token.max(part.passing_elems_per_token),
             loss_words: all.loss_words.max(part.loss_words),

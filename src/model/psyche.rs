@@ -6,7 +6,7 @@
 //! Token t alone decides for token t.
 
 use super::ModelConfig;
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::blend::{Options, Source};
 use crate::tape::{BlendParams, Tape, Var};
 use crate::tensor::{Init, Layout, ParamId, Role, Tensor};
@@ -57,7 +57,7 @@ impl PartConfig for PsycheConfig {
         3 * model.width as u64
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, _storage: Storage) -> Held {
         // Streams at the ends of Id and Ego, the blend, and in backward the gradients of three.
         Held { elems_per_token: 6 * model.width + 8, ..Held::default() }
     }

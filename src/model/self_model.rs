@@ -7,7 +7,7 @@
 
 use super::ModelConfig;
 use super::losses::{Loss, LossKind, LossScale};
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::self_loss::Truth;
 use crate::ops::sigmoid_gate::sigmoid;
 use crate::tape::{Tape, Var};
@@ -62,7 +62,7 @@ impl PartConfig for SelfModelConfig {
         (self.width * (model.width + SAID) + FEATURES * model.width / 3) as u64
     }
 
-    fn held(&self, model: &ModelConfig, n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, n: usize, _storage: Storage) -> Held {
         // The gradient of Ego's stream waits for Ego. Before, there are its norm, the hidden layer before and after, and the gradient of
         // that; what is said, or its gradient.
         Held {

@@ -107,7 +107,7 @@ pub fn forward(
     windows: &Tensor,
     gradients: Option<Gradients>,
 ) -> (Tensor, Option<Tensor>) {
-    let rows = chunk_rows(concepts.codes.dims::<2>()[0]);
+    let rows = chunk_rows(concepts.codes.dims::<2>()[0], x.device().is_gpu());
     forward_in_chunks(arena, x, concepts, windows, gradients, rows)
 }
 

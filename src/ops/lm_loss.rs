@@ -18,12 +18,16 @@ use rayon::prelude::*;
 /// A target that counts for nothing.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Elements of one chunk of logits: 8 MiB of f32, inside the last-level cache of most machines.
+/// Elements of one chunk of logits on the CPU: 8 MiB of f32, inside the last-level cache of most machines.
 const CHUNK_ELEMS: usize = 2 << 20;
+/// On a GPU: 256 MiB of f32, so that a chunk has tiles for all multiprocessors, and the gradient of the head, which every chunk
+/// reads and writes as a whole, is a small part of what is moved.
+const GPU_CHUNK_ELEMS: usize = 64 << 20;
 
 /// Rows of logits that exist at once for a vocabulary of `v`.
-pub fn chunk_rows(v: usize) -> usize {
-    (CHUNK_ELEMS / v.max(1)).clamp(16, 4096)
+pub fn chunk_rows(v: usize, on_gpu: bool) -> usize {
+    let elems = if on_gpu { GPU_CHUNK_ELEMS } else { CHUNK_ELEMS };
+    (elems / v.max(1)).clamp(16, elems >> 9)
 }
 
 /// How gradients are formed.
@@ -65,7 +69,7 @@ pub fn forward(
     softcap: Option<f64>,
     gradients: Option<Gradients>,
 ) -> (Tensor, Option<Tensor>) {
-    let rows = chunk_rows(weight.dims::<2>()[0]);
+    let rows = chunk_rows(weight.dims::<2>()[0], x.device().is_gpu());
     forward_in_chunks(arena, x, weight, targets, softcap, gradients, rows)
 }
 

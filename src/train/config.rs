@@ -78,6 +78,13 @@ pub struct DeviceConfig {
     pub graph: bool,
 }
 
+impl DeviceConfig {
+    /// Whether it is a card or the simulator.
+    pub fn is_gpu(&self) -> bool {
+        self.kind != "cpu"
+    }
+}
+
 fn yes() -> bool {
     true
 }

@@ -3,6 +3,7 @@
 use super::config::RunConfig;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
 use crate::device::gemm::PARTS_BYTES_MAX;
+use crate::model::parts::Storage;
 use crate::model::{Gpt, ModelConfig, kda};
 use crate::ops::lm_loss;
 use crate::tensor::Role;
@@ -59,7 +60,7 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
     };
     // The stream and its norm, the gradient of the norm, a chunk of logits.
     let loss = n * (at_loss + 2 * c * size + c * wide + 2 * wide + if copy > 0 { c * (copy + size) } else { 0 })
-        + lm_loss::chunk_rows(v).min(n) * v * wide
+        + lm_loss::chunk_rows(v, config.device.is_gpu()).min(n) * v * wide
         + v * c * copy;
     // Backward of `[n, i] -> [n, o]` beyond its input and the gradient that arrives.
     let linear = |o: usize, i: usize| n * (i * size + (o + i) * copy) + o * i * copy;
@@ -79,7 +80,7 @@ pub fn activation_bytes(config: &RunConfig) -> usize {
         held(3 * f + 2 * c, elems) + n * (wide_elems * wide + 4 * q * copy)
     });
     let most = in_block.into_iter().chain(in_state).fold(loss, usize::max);
-    let parts = m.parts.held(m, n, copy > 0);
+    let parts = m.parts.held(m, n, Storage { is_narrow: copy > 0, on_gpu: config.device.is_gpu() });
     // The losses of parts come after the language model's, when its logits are gone and the gradient of the norm is there.
     let at_parts = n * (at_loss + 2 * c * size) + parts.loss_words * size_of::<f32>();
     let in_part = n * ((at_loss + 2 * c * size) + parts.passing_elems_per_token * (size + copy));

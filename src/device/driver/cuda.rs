@@ -19,9 +19,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Oldest capability that the kernels are written for: bf16 tensor cores and `cp.async`.
 pub const CAPABILITY_MIN: Capability = Capability { major: 8, minor: 0 };
 
-/// Shared memory of a block beyond which a kernel must be told that it may have it.
-const SMEM_UNASKED_BYTES: u32 = 48 << 10;
-
 const WAIT_DEFAULT: sys::CUevent_wait_flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
 
 /// A card.
@@ -203,6 +200,21 @@ impl Cuda {
         Ok(Lane { host, card, capacity_bytes, bytes: 0, arrived: event()?, taken: event()? })
     }
 
+    /// Lets a kernel have all of a block's shared memory: unasked, its static and dynamic parts together get 48 KiB.
+    fn allow_shared_memory(&self, function: sys::CUfunction) -> Result<()> {
+        let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let fixed = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        let dynamic = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the device is the one of `open`; the function belongs to a module that is never unloaded.
+        unsafe {
+            let most = result::device::get_attribute(self.device, most);
+            let fixed = result::function::get_function_attribute(function, fixed);
+            most.and_then(|most| Ok(most - fixed?))
+                .and_then(|bytes| result::function::set_function_attribute(function, dynamic, bytes))
+        }
+        .map_err(failed("ask for shared memory"))
+    }
+
     fn load_image(&self, image: *const c_void) -> std::result::Result<ModuleId, DriverError> {
         // SAFETY: callers pass a whole cubin, or PTX that ends in a zero byte; the driver copies what it needs.
         let module = unsafe { result::module::load_data(image) }?;
@@ -363,6 +375,7 @@ impl Driver for Cuda {
         let module = self.handles().modules[module.0 as usize];
         // SAFETY: modules are never unloaded.
         let function = unsafe { result::module::get_function(module, symbol) }.map_err(failed("find a kernel"))?;
+        self.allow_shared_memory(function)?;
         let mut handles = self.handles();
         handles.functions.push(function);
         Ok(FunctionId(handles.functions.len() as u32 - 1))
@@ -372,12 +385,6 @@ impl Driver for Cuda {
         self.bind()?;
         let function = self.handles().functions[function.0 as usize];
         let Geometry { grid: [x, y, z], threads, smem_bytes } = geometry;
-        if smem_bytes > SMEM_UNASKED_BYTES {
-            let what = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a module that is never unloaded.
-            unsafe { result::function::set_function_attribute(function, what, smem_bytes as i32) }
-                .map_err(failed("ask for shared memory"))?;
-        }
         let mut values: Vec<u64> = args.iter().map(bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (value as *mut u64).cast()).collect();
         // SAFETY: number and sizes of the arguments were held against the PTX by the build script and the launcher's types

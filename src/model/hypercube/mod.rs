@@ -8,7 +8,7 @@ pub mod geometry;
 
 use super::ModelConfig;
 use super::losses::{Loss, LossKind, LossScales};
-use super::parts::{Held, PartConfig};
+use super::parts::{Held, PartConfig, Storage};
 use crate::ops::hypercube::BITS_MAX;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Init, Layout, ParamId, Role, Tensor};
@@ -61,7 +61,7 @@ impl PartConfig for HypercubeConfig {
         (3 * model.width * self.bits) as u64
     }
 
-    fn held(&self, model: &ModelConfig, _n: usize, _is_narrow: bool) -> Held {
+    fn held(&self, model: &ModelConfig, _n: usize, _storage: Storage) -> Held {
         Held { elems_per_token: 3 * model.width + 4 * self.bits, ..Held::default() }
     }
 }
