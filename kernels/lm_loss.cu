@@ -18,7 +18,8 @@ constexpr u32 IGNORE = 0xffffffffu;
 
 __device__ __forceinline__ float capped(float x, float cap) { return cap == 0.0f ? x : cap * tanhf(x / cap); }
 
-template <typename E>
+// W logits at a time.
+template <u32 W, typename E>
 __device__ __forceinline__ void loss_row(float* gloss, float* gerror, E* gdlogits, const float* glogits, const u32* gtargets,
                                          const float* gscale, float cap, u32 v) {
     __shared__ Softmax s[THREADS / WARP];
@@ -26,8 +27,21 @@ __device__ __forceinline__ void loss_row(float* gloss, float* gerror, E* gdlogit
     const u32 target = gtargets[blockIdx.x];
     // Finite, so that nobody subtracts infinities; below every finite logit.
     Softmax row = {-3.402823466e38f, 0.0f};
-    for (u32 i = threadIdx.x; i < v; i += THREADS) {
-        row = join(row, {capped(z[i], cap), 1.0f});
+    for (u32 i = threadIdx.x * W; i < v; i += THREADS * W) {
+        float l[W];
+        load_vector<W>(l, z + i);
+        Softmax wider = row;
+#pragma unroll
+        for (u32 k = 0; k < W; k++) {
+            l[k] = capped(l[k], cap);
+            wider.peak = fmaxf(wider.peak, l[k]);
+        }
+        wider.sum *= expf(row.peak - wider.peak);
+#pragma unroll
+        for (u32 k = 0; k < W; k++) {
+            wider.sum += expf(l[k] - wider.peak);
+        }
+        row = wider;
     }
 #pragma unroll
     for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
@@ -54,17 +68,31 @@ __device__ __forceinline__ void loss_row(float* gloss, float* gerror, E* gdlogit
     }
     E* dz = gdlogits + static_cast<u64>(blockIdx.x) * v;
     const float scale = *gscale, factor = target == IGNORE ? 0.0f : scale / row.sum;
-    for (u32 i = threadIdx.x; i < v; i += THREADS) {
-        const float l = capped(z[i], cap), ratio = cap == 0.0f ? 0.0f : l / cap;
-        const float d = expf(l - row.peak) * factor - (i == target ? scale : 0.0f);
-        store(dz + i, target == IGNORE ? 0.0f : d * (1.0f - ratio * ratio));
+    for (u32 i = threadIdx.x * W; i < v; i += THREADS * W) {
+        float d[W];
+        load_vector<W>(d, z + i);
+#pragma unroll
+        for (u32 k = 0; k < W; k++) {
+            const float l = capped(d[k], cap), ratio = cap == 0.0f ? 0.0f : l / cap;
+            const float slope = expf(l - row.peak) * factor - (i + k == target ? scale : 0.0f);
+            d[k] = target == IGNORE ? 0.0f : slope * (1.0f - ratio * ratio);
+        }
+        store_vector<W>(dz + i, d);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_f32(float* loss, float* error, float* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
-    loss_row(loss, error, dlogits, logits, targets, scale, cap, v);
+    if (v % 4 == 0 && aligned(16, dlogits, logits)) {
+        loss_row<4>(loss, error, dlogits, logits, targets, scale, cap, v);
+    } else {
+        loss_row<1>(loss, error, dlogits, logits, targets, scale, cap, v);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) lm_loss_fwd_block_per_row_bf16(float* loss, float* error, bf16* dlogits, const float* logits, const u32* targets, const float* scale, float cap, u32 v) {
-    loss_row(loss, error, dlogits, logits, targets, scale, cap, v);
+    if (v % 4 == 0 && aligned(16, dlogits, logits)) {
+        loss_row<4>(loss, error, dlogits, logits, targets, scale, cap, v);
+    } else {
+        loss_row<1>(loss, error, dlogits, logits, targets, scale, cap, v);
+    }
 }

@@ -160,7 +160,7 @@ __device__ __forceinline__ void backward_block(E* gdx, float* gpartial, const E*
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_fwd_warp_per_row_f32(float* y, float* sum, float* rstd, const float* x, const float* residual, const float* gain, float eps, u32 n, u32 c) {
+extern "C" __global__ void __launch_bounds__(256, 3) rmsnorm_fwd_warp_per_row_f32(float* y, float* sum, float* rstd, const float* x, const float* residual, const float* gain, float eps, u32 n, u32 c) {
     if (c % 4 == 0 && aligned(16, y, sum, x, residual, gain)) {
         forward_warp<float, 4>(y, sum, rstd, x, residual, gain, eps, n, c);
     } else {
@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_fwd_warp_per_row_f3
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_fwd_warp_per_row_bf16(bf16* y, bf16* sum, float* rstd, const bf16* x, const bf16* residual, const bf16* gain, float eps, u32 n, u32 c) {
+extern "C" __global__ void __launch_bounds__(256, 3) rmsnorm_fwd_warp_per_row_bf16(bf16* y, bf16* sum, float* rstd, const bf16* x, const bf16* residual, const bf16* gain, float eps, u32 n, u32 c) {
     if (c % 8 == 0 && aligned(16, y, sum, x, residual, gain)) {
         forward_warp<bf16, 8>(y, sum, rstd, x, residual, gain, eps, n, c);
     } else {
@@ -176,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) rmsnorm_fwd_warp_per_row_bf
     }
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1) rmsnorm_fwd_block_per_row_f32(float* y, float* sum, float* rstd, const float* x, const float* residual, const float* gain, float eps, u32 c) {
+extern "C" __global__ void __launch_bounds__(512, 2) rmsnorm_fwd_block_per_row_f32(float* y, float* sum, float* rstd, const float* x, const float* residual, const float* gain, float eps, u32 c) {
     __shared__ float s[2][BLOCK / WARP];
     if (c % 4 == 0 && aligned(16, y, sum, x, residual, gain)) {
         forward_block<float, 4>(y, sum, rstd, x, residual, gain, eps, c, s);

@@ -282,7 +282,9 @@ fn norm_backward<E: Elem>(
 
 /// Widest head of the kernels, and most parts into which backward splits its rows.
 const HEAD_COLS: usize = 512;
-const PARTS_MAX: usize = 264;
+const PARTS_MAX: usize = 528;
+/// Widest head of the kernels of backward that hold few registers.
+const NARROW_HEAD_MAX: usize = 128;
 
 #[allow(clippy::too_many_arguments)] // those of `forward`
 fn launch_forward(
@@ -351,28 +353,42 @@ fn launch_backward(
     let mut partial = normed.map(|_| Tensor::uninit(arena, [parts, 2 * d], DType::F32));
     let smem_bytes = if normed.is_some() { 8 * 2 * d * size_of::<f32>() } else { 0 };
     let grid = Grid { smem_bytes, ..Grid::linear(parts) };
-    by_dtype!(
-        dtype,
-        rope_bwd_warp_per_row_f32 | rope_bwd_warp_per_row_bf16,
-        (
-            gpu,
-            grid,
-            dqkv.ptr_mut(),
-            partial.as_mut().map_or(PtrMut::none(), |p| p.ptr_mut()),
-            normed.map_or(Ptr::none(), |(x, _)| x.ptr()),
-            normed.map_or(Ptr::none(), |(_, rstd)| rstd.ptr()),
-            table.cos.ptr(),
-            table.sin.ptr(),
-            dy.ptr(),
-            norm.map_or(Ptr::none(), |norm| norm.q_gain.ptr()),
-            norm.map_or(Ptr::none(), |norm| norm.k_gain.ptr()),
-            n,
-            h,
-            g,
-            d,
-            t
-        )
-    );
+    let [cos, sin] = [&table.cos, &table.sin].map(|angles| angles.ptr());
+    let [x, rstd] = match normed {
+        Some((x, rstd)) => [Some(x), Some(rstd)],
+        None => [None, None],
+    };
+    macro_rules! run {
+        ($f32:ident | $bf16:ident) => {
+            by_dtype!(
+                dtype,
+                $f32 | $bf16,
+                (
+                    gpu,
+                    grid,
+                    dqkv.ptr_mut(),
+                    partial.as_mut().map_or(PtrMut::none(), |p| p.ptr_mut()),
+                    x.map_or(Ptr::none(), |x| x.ptr()),
+                    rstd.map_or(Ptr::none(), |rstd| rstd.ptr()),
+                    cos,
+                    sin,
+                    dy.ptr(),
+                    norm.map_or(Ptr::none(), |norm| norm.q_gain.ptr()),
+                    norm.map_or(Ptr::none(), |norm| norm.k_gain.ptr()),
+                    n,
+                    h,
+                    g,
+                    d,
+                    t
+                )
+            )
+        };
+    }
+    if d <= NARROW_HEAD_MAX {
+        run!(rope_bwd_warp_per_row_f32 | rope_bwd_warp_per_row_bf16);
+    } else {
+        run!(rope_bwd_wide_warp_per_row_f32 | rope_bwd_wide_warp_per_row_bf16);
+    }
     if let (Some(partial), Some([mut dq_gain, mut dk_gain])) = (partial, dgains) {
         sum_parts(gpu, &mut dq_gain, &partial, 0);
         sum_parts(gpu, &mut dk_gain, &partial, d);

@@ -156,11 +156,12 @@ fn rmsnorm_fused([n, c]: [usize; 2], check: Check) -> Cases {
     })
 }
 
-const ROPE: [(usize, usize, Heads); 4] = [
+const ROPE: [(usize, usize, Heads); 5] = [
     (1, 1, Heads { h: 1, g: 1, d: 2 }),
     (2, 9, Heads { h: 3, g: 1, d: 6 }),
     (3, 31, Heads { h: 4, g: 2, d: 16 }),
     (1, 140, Heads { h: 9, g: 3, d: 8 }),
+    (1, 5, Heads { h: 2, g: 1, d: 136 }),
 ];
 const SCALING: Llama3Scaling =
     Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 32 };
