@@ -1,8 +1,8 @@
 //! Build script: compiles `kernels/*.cu`, writes a typed launcher per kernel, and tells the program its commit.
 //!
 //! With nvcc (`CUDA_HOME`, `PATH`, `/usr/local/cuda`, the repository's `.cuda/`) every file becomes PTX and a cubin for each
-//! architecture of `NANOCHAT_CUDA_ARCHS` (`sm_80,sm_90a` where unset); only what changed is compiled again. Without nvcc the
-//! launchers are the same and the tables of modules empty. The GPU of the build host is never asked.
+//! architecture of `NANOCHAT_CUDA_ARCHS` (`sm_80,sm_90a` where unset), one that says `// Only for sm_90a.` for that alone; only
+//! what changed is compiled again. Without nvcc the launchers are the same and the tables of modules empty. The GPU of the build host is never asked.
 
 #[path = "src/device/signature.rs"]
 mod signature;
@@ -16,11 +16,15 @@ use std::process::Command;
 use std::sync::Mutex;
 
 const ARCHS: &str = "sm_80,sm_90a";
+/// Opens the line of a `.cu` file that names the one architecture it is written for.
+const ONLY_FOR: &str = "// Only for ";
 
 /// A `.cu` file with everything that it includes.
 struct Source {
     stem: String,
     kernels: Vec<Signature>,
+    /// The one architecture that it is for; empty for all.
+    only: String,
     /// Its text and that of its headers: what a compilation depends on.
     texts: Vec<String>,
 }
@@ -94,10 +98,12 @@ fn read_sources(folder: &Path) -> Vec<Source> {
     let read_source = |path: &PathBuf| {
         let text = read(path);
         let kernels = signature::parse(&text).unwrap_or_else(|error| fail(&format!("{}, {error}", path.display())));
+        let only = text.lines().find_map(|line| line.strip_prefix(ONLY_FOR)).unwrap_or_default();
+        let only = only.trim_end_matches('.').to_string();
         let mut seen = BTreeMap::new();
         add_headers(path, text, &mut seen);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Source { stem, kernels, texts: seen.into_values().collect() }
+        Source { stem, kernels, only, texts: seen.into_values().collect() }
     };
     files.iter().map(read_source).collect()
 }
@@ -152,7 +158,8 @@ fn compile_all(nvcc: &Path, version: &str, sources: &[Source], out: &Path) -> Ve
     if let Some(wrong) = archs.iter().find(|arch| !arch.starts_with("sm_")) {
         fail(&format!("NANOCHAT_CUDA_ARCHS names {wrong}; write architectures like {ARCHS}"));
     }
-    let jobs: Vec<(&Source, &str)> = sources.iter().flat_map(|s| archs.iter().map(move |a| (s, *a))).collect();
+    let mut jobs: Vec<(&Source, &str)> = sources.iter().flat_map(|s| archs.iter().map(move |a| (s, *a))).collect();
+    jobs.retain(|(source, arch)| source.only.is_empty() || source.only == *arch);
     let queue = Mutex::new(jobs.into_iter());
     let done = Mutex::new(Vec::new());
     let threads = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).clamp(1, 64);
@@ -293,10 +300,10 @@ fn tables(sources: &[Source], compiled: &[Compiled], version: &str) -> String {
     for source in sources {
         for Signature { name, line, threads, blocks_min, params } in &source.kernels {
             let params: Vec<&str> = params.iter().map(|param| &param.name[..]).collect();
-            let stem = &source.stem;
+            let Source { stem, only, .. } = source;
             writeln!(
                 text,
-                "    Kernel {{ name: {name:?}, stem: {stem:?}, line: {line}, threads: {threads}, blocks_min: {blocks_min}, params: &{params:?} }},"
+                "    Kernel {{ name: {name:?}, stem: {stem:?}, only: {only:?}, line: {line}, threads: {threads}, blocks_min: {blocks_min}, params: &{params:?} }},"
             )
             .expect("a string");
         }

@@ -1,4 +1,5 @@
-// Matrix products by tiles on tensor cores, bf16 by bf16 with f32 sums: what gemm_mma, gemm_mma_narrow and mlp share.
+// Matrix products by tiles on tensor cores, bf16 by bf16 with f32 sums: what gemm_mma, gemm_mma_narrow and mlp share; gemm_wgmma has
+// the order of tiles and the output from here.
 //
 // A block of eight warps forms 128 x 128 of A B, a warp 64 x 32. Three tiles of A and B are under way or in use at a time
 // (cp.async). 16-byte chunks of a row are swizzled so that the eight rows of an 8x8 matrix lie in different banks.
@@ -102,11 +103,11 @@ struct Tile {
     }
 };
 
-// Which tile of C a block forms, of m / TILE by `tiles_n`: GROUP rows of tiles at a time, column by column.
+// Which tile of C comes at `index`, of m / TILE by `tiles_n`: GROUP rows of tiles at a time, column by column.
 struct Place {
     u32 m, n;
-    __device__ __forceinline__ Place(u32 m_extent, u32 tiles_n) {
-        const u32 tiles_m = (m_extent + TILE - 1) / TILE, group = blockIdx.x / (GROUP * tiles_n), inside = blockIdx.x % (GROUP * tiles_n);
+    __device__ __forceinline__ Place(u32 m_extent, u32 tiles_n, u32 index = blockIdx.x) {
+        const u32 tiles_m = (m_extent + TILE - 1) / TILE, group = index / (GROUP * tiles_n), inside = index % (GROUP * tiles_n);
         const u32 height = tiles_m - group * GROUP < GROUP ? tiles_m - group * GROUP : GROUP;
         m = group * GROUP + inside % height, n = inside / height;
     }

@@ -1,11 +1,13 @@
 //! Matrix products on a GPU: the one place that chooses a kernel. `C [M, N] = alpha A [M, K] B [K, N] + beta D [M, N]`.
 //!
-//! bf16 by bf16 runs on tensor cores; rows that are not 16 bytes apart take narrower copies. f32 runs on the plain cores.
+//! bf16 by bf16 runs on tensor cores: by `wgmma` where the device has it, rows lie 16 bytes apart and C is large enough, else by
+//! `mma`; rows that are not 16 bytes apart take narrower copies. f32 runs on the plain cores.
 
 use super::Device;
 use super::cpu::WriteMode;
 use super::gpu::Gpu;
 use super::launch::{self, Grid, by_dtype};
+use super::modules;
 use crate::tensor::{Alias, Arena, DType, Tensor, TensorMut};
 
 /// A matrix to read: a tensor seen as rows and columns, or its transpose.
@@ -88,24 +90,60 @@ pub fn gemm_naive(c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
     product.plain_cores(gpu_of(c), c);
 }
 
-/// Blocks that run at the same time: two on each of the 108 multiprocessors of an A100; an H100 has more. One number for all
-/// devices, so that they sum in the same order.
-const BLOCKS_AT_ONCE: usize = 216;
-/// Steps along K that are worth a part of their own: 512 of K, whose operands are twice the traffic of the part's sums, which
-/// go to memory and back.
-const PART_STEPS: usize = 16;
+/// As [`gemm`] of bf16 by the kernels that every device has: what those of a newer one are held against.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_mma(arena: &Arena, c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
+    let beta = if mode == WriteMode::Accumulate { 1.0 } else { 0.0 };
+    let product = Product { a, b, d: c.alias(), alpha: 1.0, beta };
+    product.check(c);
+    product.in_parts(arena, c, MMA);
+}
 
-/// Parts that the tensor cores cut K into, a function of the sizes alone: more than one where C has too few tiles for all
-/// multiprocessors and K is long.
-pub fn parts_of_k([m, n, k]: [usize; 3]) -> usize {
-    let (tiles, steps) = (m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE), k.div_ceil(MMA_DEPTH));
-    let parts = (BLOCKS_AT_ONCE / tiles.max(1)).min(steps / PART_STEPS).max(1);
-    // As the kernel cuts them: none is empty.
-    steps.div_ceil(steps.div_ceil(parts).max(1)).max(1)
+/// How kernels on tensor cores cut a product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    /// Rows and columns of C of a block, and its step along K.
+    tile: [usize; 2],
+    depth: usize,
+    /// Blocks that run at the same time. One number for all devices that have the kernels, so that they sum in the same order.
+    blocks_at_once: usize,
+}
+
+/// Two blocks on each of the 108 multiprocessors of an A100; an H100 has more.
+pub const MMA: Cut = Cut { tile: [MMA_TILE; 2], depth: 32, blocks_at_once: 216 };
+/// One on each of the 132 multiprocessors of an H100.
+pub const WGMMA: Cut = Cut { tile: [128, 256], depth: 64, blocks_at_once: 132 };
+/// Dynamic shared memory of a block, as `kernels/gemm_wgmma.cu` divides it.
+pub const WGMMA_SMEM_BYTES: usize = 217_152;
+
+/// Numbers along K that are worth a part of their own: their operands are twice the traffic of the part's sums, which go to memory
+/// and back.
+const PART_DEPTH: usize = 512;
+
+impl Cut {
+    fn tiles(&self, [m, n, _]: [usize; 3]) -> usize {
+        m.div_ceil(self.tile[0]) * n.div_ceil(self.tile[1])
+    }
+
+    /// Parts that K is cut into, a function of the sizes alone: more than one where C has too few tiles for all multiprocessors
+    /// and K is long.
+    pub fn parts_of_k(&self, sizes: [usize; 3]) -> usize {
+        let steps = sizes[2].div_ceil(self.depth);
+        let parts = (self.blocks_at_once / self.tiles(sizes).max(1)).min(steps / (PART_DEPTH / self.depth)).max(1);
+        // As the kernels cut them: none is empty.
+        steps.div_ceil(steps.div_ceil(parts).max(1)).max(1)
+    }
+
+    const fn parts_bytes_max(&self) -> usize {
+        self.blocks_at_once * self.tile[0] * self.tile[1] * size_of::<f32>()
+    }
 }
 
 /// Most bytes that the sums of parts take beside a product: those of all blocks that run at the same time.
-pub const PARTS_BYTES_MAX: usize = BLOCKS_AT_ONCE * MMA_TILE * MMA_TILE * size_of::<f32>();
+pub const PARTS_BYTES_MAX: usize = WGMMA.parts_bytes_max();
+const _: () = assert!(PARTS_BYTES_MAX >= MMA.parts_bytes_max(), "the kernels whose parts take the most");
 
 /// A product and what it is added to.
 #[derive(Clone, Copy)]
@@ -140,20 +178,33 @@ impl Product {
 
     fn run(&self, arena: &Arena, c: &mut TensorMut) {
         self.check(c);
-        let (gpu, [m, n, _]) = (gpu_of(c), self.sizes());
+        let [m, n, _] = self.sizes();
         if m * n == 0 {
             return;
         }
         if self.a.elems.dtype() != DType::Bf16 {
-            return self.plain_cores(gpu, c);
+            return self.plain_cores(gpu_of(c), c);
         }
-        let parts = parts_of_k(self.sizes());
+        self.in_parts(arena, c, if self.is_for_wgmma(gpu_of(c)) { WGMMA } else { MMA });
+    }
+
+    /// Whether this executable has the kernels for the device, they take the operands, and C fills more than half of a tile each way:
+    /// below, the smaller tiles of `mma` waste less.
+    fn is_for_wgmma(&self, gpu: &Gpu) -> bool {
+        let ([m, n, _], [rows, cols]) = (self.sizes(), WGMMA.tile);
+        let has = || modules::best("gemm_wgmma", gpu.driver().capability()).is_some();
+        2 * m > rows && 2 * n > cols && self.a.is_wide() && self.b.is_wide() && has()
+    }
+
+    /// On tensor cores, K in as many parts as the sizes ask for.
+    fn in_parts(&self, arena: &Arena, c: &mut TensorMut, cut: Cut) {
+        let (gpu, [m, n, _], parts) = (gpu_of(c), self.sizes(), cut.parts_of_k(self.sizes()));
         if parts == 1 {
-            return self.tensor_cores(gpu, c, 1);
+            return self.tensor_cores(gpu, c, cut, 1);
         }
         let mut sums = Tensor::uninit(arena, [parts, m, n], DType::F32);
         let (mut each, d) = (sums.whole_mut(), self.d);
-        Product { d: each.alias(), alpha: 1.0, beta: 0.0, ..*self }.tensor_cores(gpu, &mut each, parts);
+        Product { d: each.alias(), alpha: 1.0, beta: 0.0, ..*self }.tensor_cores(gpu, &mut each, cut, parts);
         by_dtype!(
             c.dtype(),
             gemm_split_sum_f32 | gemm_split_sum_bf16,
@@ -162,12 +213,26 @@ impl Product {
     }
 
     /// On tensor cores, K in `parts` parts: with more than one `c` is `[parts, M, N]`.
-    fn tensor_cores(&self, gpu: &Gpu, c: &mut TensorMut, parts: usize) {
+    fn tensor_cores(&self, gpu: &Gpu, c: &mut TensorMut, cut: Cut, parts: usize) {
         let (Product { a, b, d, alpha, beta }, [m, n, k]) = (*self, self.sizes());
-        let grid = Grid { blocks: [m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE), parts, 1], smem_bytes: 0 };
+        let tiles = cut.tiles([m, n, k]);
         let (left, right) = (a.packed(), b.t().packed());
         let (layout, lda, ldb) = ((left.along_rows, right.along_rows), left.apart, right.apart);
         let [a, b] = [a.elems, b.elems];
+        if cut == WGMMA {
+            // A block for each multiprocessor, which takes tiles in turn.
+            let blocks = tiles.min((gpu.driver().multiprocessors() / parts).max(1));
+            let grid = Grid { blocks: [blocks, parts, 1], smem_bytes: WGMMA_SMEM_BYTES };
+            by_layout!(
+                layout, c.dtype(), (gpu, grid, c.ptr_mut(), d.ptr(), a.ptr(), b.ptr(), alpha, beta, m, n, k, lda, ldb),
+                (true, true) => gemm_wgmma_ak_bk_bf16 | gemm_wgmma_ak_bk_bf16_to_f32,
+                (true, false) => gemm_wgmma_ak_bn_bf16 | gemm_wgmma_ak_bn_bf16_to_f32,
+                (false, true) => gemm_wgmma_am_bk_bf16 | gemm_wgmma_am_bk_bf16_to_f32,
+                (false, false) => gemm_wgmma_am_bn_bf16 | gemm_wgmma_am_bn_bf16_to_f32,
+            );
+            return;
+        }
+        let grid = Grid { blocks: [tiles, parts, 1], smem_bytes: 0 };
         if left.width == 8 && right.width == 8 {
             by_layout!(
                 layout, c.dtype(), (gpu, grid, c.ptr_mut(), d.ptr(), a.ptr(), b.ptr(), alpha, beta, m, n, k, lda, ldb),
@@ -214,7 +279,6 @@ fn gpu_of(c: &TensorMut) -> &'static Gpu {
     }
 }
 
-/// Rows and columns of C of one block of the kernels on plain cores, and on tensor cores, there with the step along K.
+/// Rows and columns of C of one block of the kernels on plain cores, and by `mma`.
 const TILE: usize = 64;
 pub(crate) const MMA_TILE: usize = 128;
-const MMA_DEPTH: usize = 32;

@@ -7,6 +7,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// Its file: `kernels/STEM.cu`.
     pub stem: &'static str,
+    /// The one architecture that the file is written for; empty for all.
+    pub only: &'static str,
     pub line: u32,
     /// Threads of a block.
     pub threads: u32,
@@ -49,17 +51,28 @@ pub struct Source {
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
-/// The module of `stem` that a device of this capability runs best: the one made for exactly it, else the newest that it
-/// still runs. An architecture with a letter (`sm_90a`) runs on that capability alone.
-pub fn best(stem: &str, capability: super::driver::Capability) -> Option<&'static Module> {
+impl Kernel {
+    /// Whether it is written for a device of this capability.
+    pub fn is_for(&self, capability: super::driver::Capability) -> bool {
+        self.only.is_empty() || rank(self.only, capability).is_some()
+    }
+}
+
+/// How well an architecture suits a device; none where the device does not run its code. One with a letter (`sm_90a`) runs on that
+/// capability alone.
+fn rank(arch: &str, capability: super::driver::Capability) -> Option<(u32, bool)> {
     let device = capability.major * 10 + capability.minor;
-    let rank = |module: &Module| {
-        let digits: String = module.arch.chars().filter(char::is_ascii_digit).collect();
-        let number: u32 = digits.parse().ok()?;
-        let exact_only = module.arch.ends_with(|c: char| c.is_ascii_alphabetic());
-        (if exact_only { number == device } else { number <= device }).then_some((number, exact_only))
-    };
-    let fitting = MODULES.iter().filter(|module| module.stem == stem).filter_map(|m| Some((rank(m)?, m)));
+    let digits: String = arch.chars().filter(char::is_ascii_digit).collect();
+    let number: u32 = digits.parse().ok()?;
+    let exact_only = arch.ends_with(|c: char| c.is_ascii_alphabetic());
+    (if exact_only { number == device } else { number <= device }).then_some((number, exact_only))
+}
+
+/// The module of `stem` that a device of this capability runs best: the one made for exactly it, else the newest that it
+/// still runs.
+pub fn best(stem: &str, capability: super::driver::Capability) -> Option<&'static Module> {
+    let fitting = MODULES.iter().filter(|module| module.stem == stem);
+    let fitting = fitting.filter_map(|module| Some((rank(module.arch, capability)?, module)));
     fitting.max_by_key(|(rank, _)| *rank).map(|(_, module)| module)
 }
 
@@ -131,5 +144,16 @@ mod tests {
             [arch(8, 0), arch(8, 9), arch(9, 0), arch(10, 0), arch(12, 0)].map(Option::unwrap),
             ["sm_80", "sm_80", "sm_90a", "sm_80", "sm_80"]
         );
+    }
+
+    #[test]
+    fn a_file_for_one_architecture_is_for_that_alone() {
+        let kernel = |stem: &str| KERNELS.iter().find(|kernel| kernel.stem == stem).unwrap();
+        for (major, minor, is_for) in [(8, 0, false), (9, 0, true), (10, 0, false)] {
+            let capability = Capability { major, minor };
+            assert_eq!(kernel("gemm_wgmma").is_for(capability), is_for, "{capability}");
+            assert!(kernel("gemm_mma").is_for(capability), "{capability}");
+            assert!(is_for || best("gemm_wgmma", capability).is_none(), "{capability}");
+        }
     }
 }

@@ -136,6 +136,10 @@ pub const GEMM: [[usize; 3]; 11] = [
     [30, 9, 1601],
 ];
 
+/// The same where `wgmma` multiplies if the device has it: sizes that fill its tiles and that do not, several tiles for a block, and K
+/// that is a multiple of a step, that ends inside one, that fills the ring more than once, and in parts.
+pub const WIDE: [[usize; 3]; 5] = [[128, 256, 64], [72, 136, 8], [200, 272, 72], [136, 520, 328], [144, 136, 1080]];
+
 /// Types of the operands and of the result of products that there are kernels for.
 pub const GEMM_TYPES: [[DType; 2]; 3] =
     [[DType::F32, DType::F32], [DType::Bf16, DType::Bf16], [DType::Bf16, DType::F32]];
@@ -146,8 +150,8 @@ pub const GEMM_TYPES: [[DType; 2]; 3] =
 /// # Errors
 /// The first element that is wrong, or what the device says.
 pub fn gemm_on(gpu: &'static Gpu, extent: Extent) -> Cases {
-    pick(&GEMM, 7, extent)
-        .try_for_each(|&size| GEMM_TYPES.into_iter().try_for_each(|types| gemm_case(gpu, size, types).map(|_| ())))
+    let mut sizes = pick(&GEMM, 7, extent).chain(pick(&WIDE, 2, extent));
+    sizes.try_for_each(|&size| GEMM_TYPES.into_iter().try_for_each(|types| gemm_case(gpu, size, types).map(|_| ())))
 }
 
 /// One size in every transpose; the bits of all results but the twin's.

@@ -2,10 +2,10 @@
 
 use crate::ops::{hopper, simulators, tensor};
 use nanochat_gpu::device::cpu::WriteMode;
-use nanochat_gpu::device::gemm::{Operand, gemm, parts_of_k};
+use nanochat_gpu::device::gemm::{MMA, Operand, WGMMA, gemm};
 use nanochat_gpu::device::modules::KERNELS;
 use nanochat_gpu::tensor::{Arena, DType, Tensor};
-use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, gemm_case};
+use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case};
 
 /// Every transpose, twin and way to add, right and with the same bits under every order of warps.
 #[test]
@@ -22,7 +22,7 @@ fn every_layout_and_type_at_awkward_sizes() {
 #[test]
 fn the_modules_for_hopper() {
     let Some(gpu) = hopper() else { return };
-    for size in [[97, 33, 65], [136, 264, 72], [68, 132, 100], [24, 40, 1128]] {
+    for size in [[97, 33, 65], [136, 264, 72], [68, 132, 100], [24, 40, 1128]].into_iter().chain(WIDE) {
         for types in GEMM_TYPES {
             let [first, second] = [(); 2].map(|()| gemm_case(gpu, size, types).unwrap_or_else(|m| panic!("{m}")));
             assert!(first == second, "{size:?} {types:?}: other bits the second time");
@@ -68,19 +68,21 @@ fn no_bank_conflicts_on_tensor_cores() {
 #[test]
 fn parts_follow_from_the_sizes() {
     for (size, parts) in [
-        ([768, 768, 32_768], 6),
-        ([2304, 768, 32_768], 2),
-        ([4096, 4096, 32_768], 1),
-        ([768, 768, 900], 1),
-        ([1, 768, 3072], 6),
-        ([1, 1, 0], 1),
+        ([768, 768, 32_768], [6, 7]),
+        ([2304, 768, 32_768], [2, 2]),
+        ([4096, 4096, 32_768], [1, 1]),
+        ([768, 768, 900], [1, 1]),
+        ([1, 768, 3072], [6, 6]),
+        ([1, 1, 0], [1, 1]),
     ] {
-        assert_eq!(parts_of_k(size), parts, "{size:?}");
+        assert_eq!([MMA, WGMMA].map(|cut| cut.parts_of_k(size)), parts, "{size:?}");
     }
-    for k in (1..20_000).step_by(7) {
-        let (parts, steps) = (parts_of_k([64, 64, k]), k.div_ceil(32));
-        assert!(parts == 1 || (parts - 1) * steps.div_ceil(parts) < steps, "K {k}: a part of {parts} is empty");
-        assert!(parts == 1 || steps / parts >= 15, "K {k}: {parts} parts are short");
+    for (cut, depth) in [(MMA, 32), (WGMMA, 64)] {
+        for k in (1..20_000).step_by(7) {
+            let (parts, steps) = (cut.parts_of_k([64, 64, k]), usize::div_ceil(k, depth));
+            assert!(parts == 1 || (parts - 1) * steps.div_ceil(parts) < steps, "K {k}: a part of {parts} is empty");
+            assert!(parts == 1 || steps / parts >= 480 / depth, "K {k}: {parts} parts are short");
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub struct Cuda {
     copies: sys::CUstream,
     name: String,
     capability: Capability,
+    multiprocessors: usize,
     handles: Mutex<Handles>,
     lanes: [Mutex<Option<Lane>>; LANES],
     /// Work is recorded, not done.
@@ -107,13 +108,16 @@ fn start() -> Result<()> {
     })
 }
 
+fn attribute(device: sys::CUdevice, what: CUdevice_attribute) -> Result<i32> {
+    // SAFETY: `device` was returned by `device::get`; the attributes are plain integers.
+    unsafe { result::device::get_attribute(device, what) }.map_err(failed("ask the card"))
+}
+
 fn card(index: i32) -> Result<(sys::CUdevice, String, Capability)> {
     let device = result::device::get(index).map_err(failed("open the card"))?;
     let name = result::device::get_name(device).map_err(failed("name the card"))?;
-    // SAFETY: `device` was returned by `device::get`; the attributes are plain integers.
-    let attribute = |what| unsafe { result::device::get_attribute(device, what) }.map_err(failed("ask the card"));
-    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
-    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+    let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
     Ok((device, name, Capability { major, minor }))
 }
 
@@ -152,6 +156,7 @@ impl Cuda {
             copies: stream()?,
             name,
             capability,
+            multiprocessors: attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             handles: Mutex::default(),
             lanes: Default::default(),
             is_capturing: AtomicBool::new(false),
@@ -236,6 +241,10 @@ impl Driver for Cuda {
 
     fn capability(&self) -> Capability {
         self.capability
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn memory(&self) -> Result<Memory> {

@@ -162,6 +162,9 @@ pub trait Driver: Send + Sync {
     /// What it can execute.
     fn capability(&self) -> Capability;
 
+    /// Multiprocessors: how many blocks surely run at the same time.
+    fn multiprocessors(&self) -> usize;
+
     /// Free and total memory.
     fn memory(&self) -> Result<Memory>;
 

@@ -21,6 +21,8 @@ use std::time::Instant;
 pub struct SimOptions {
     /// Architecture whose PTX runs: 8.0 or 9.0.
     pub capability: Capability,
+    /// What it says of its multiprocessors; few, so that blocks that take tiles in turn take several in small cases.
+    pub multiprocessors: usize,
     /// Memory that it has.
     pub memory_bytes: u64,
     /// Schedule, asynchrony, arithmetic, checkers, threads.
@@ -35,6 +37,7 @@ impl SimOptions {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         SimOptions {
             capability: Capability { major: 8, minor: 0 },
+            multiprocessors: 2,
             memory_bytes: 64 << 30,
             run: Options { threads, ..Options::default() },
             substitutes: HashMap::new(),
@@ -200,6 +203,10 @@ impl Driver for Sim {
 
     fn capability(&self) -> Capability {
         self.options.capability
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.options.multiprocessors
     }
 
     fn memory(&self) -> Result<Memory> {
