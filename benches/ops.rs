@@ -23,15 +23,15 @@ fn main() {
     let mut criterion = criterion.configure_from_args();
     let size = if is_smoke { Size::Smoke } else { Size::Host };
     let arena = Arena::new(size.arena_bytes()).expect("address space");
-    rows(size).iter().for_each(|row| on_the_cpu(&mut criterion, row, &arena));
+    rows(size, None).iter().for_each(|row| on_the_cpu(&mut criterion, row, &arena));
     let size = if is_smoke { Size::Smoke } else { Size::Card };
     match driver::cuda::cards() {
-        Err(why) => eprintln!("{} rows of kernels could not run: {why}", rows(size).len()),
-        Ok(cards) if cards.is_empty() => eprintln!("{} rows of kernels could not run: no card", rows(size).len()),
-        Ok(_) => {
+        Err(why) => eprintln!("{} rows of kernels could not run: {why}", rows(size, None).len()),
+        Ok(cards) if cards.is_empty() => eprintln!("{} rows of kernels could not run: no card", rows(size, None).len()),
+        Ok(cards) => {
             let device = choice::open("cuda:0", choice::SimMode::default()).expect("the first card opens");
             let arena = Arena::on(device, size.arena_bytes()).expect("memory of the card");
-            rows(size).iter().for_each(|row| on_a_card(&mut criterion, row, &arena));
+            rows(size, Some(cards[0].1)).iter().for_each(|row| on_a_card(&mut criterion, row, &arena));
         }
     }
     criterion.final_summary();

@@ -13,7 +13,8 @@ mod products;
 mod rowwise;
 mod train_step;
 
-use crate::device::Device;
+use crate::device::driver::Capability;
+use crate::device::{Device, modules};
 use crate::tensor::{Arena, DType, Grads, Layout, Role, Shape, Tensor};
 use crate::verify;
 use half::bf16;
@@ -112,14 +113,17 @@ impl Row {
     }
 }
 
-/// Every row of a size, bf16 first, which matters most where time is short.
-pub fn rows(size: Size) -> Vec<Row> {
+/// Every row of a size for a GPU of capability `on`, or none, bf16 first, which matters most where time is short. Kernels for newer
+/// devices alone have rows where this executable has them for this one.
+pub fn rows(size: Size, on: Option<Capability>) -> Vec<Row> {
     let of = |dtype: DType| {
         let ops: [fn(Size, DType) -> Vec<Row>; 6] =
             [rowwise::rows, products::rows, attention::rows, memory::rows, parts::rows, heads::rows];
         ops.into_iter().chain([optim::rows, train_step::rows]).flat_map(move |rows| rows(size, dtype))
     };
-    of(DType::Bf16).chain(of(DType::F32)).collect()
+    let has_wgmma = on.is_some_and(|capability| modules::best("gemm_wgmma", capability).is_some());
+    let wgmma = if has_wgmma { products::wgmma_rows(size) } else { Vec::new() };
+    of(DType::Bf16).chain(wgmma).chain(of(DType::F32)).collect()
 }
 
 /// Length of the pool of random numbers: no multiple of 2, so that long rows do not repeat each other.

@@ -3,22 +3,16 @@
 use super::{Row, Run, Size, Stage, Work};
 use crate::device::Device;
 use crate::device::cpu::{self, Mat, Threads, WriteMode};
-use crate::device::gemm::{Operand, gemm};
+use crate::device::gemm::{Operand, gemm, gemm_mma};
 use crate::ops::linear;
 use crate::ops::lm_loss::{self, Gradients};
 use crate::ops::mlp::{self, Keep, Weights};
-use crate::tensor::{DType, ParamId, Tensor};
+use crate::tensor::{Arena, DType, ParamId, Tensor, TensorMut};
 
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let mut rows = Vec::new();
-    let shapes = size.of(
-        // Also one whose blocks share K.
-        vec![[192, 256, 160], [24, 40, 1128]],
-        vec![[512; 3]],
-        // A square that fills a card; the feed-forward layer's of 16,384 tokens; the LM head's of a chunk; the gradient of a weight,
-        // whose blocks share K.
-        vec![[4096; 3], [16_384, 4096, 768], [4096, 32_768, 768], [768, 2304, 16_384]],
-    );
+    // Small, also one whose blocks share K.
+    let shapes = size.of(vec![[192, 256, 160], [24, 40, 1128]], vec![[512; 3]], CARD_SHAPES.to_vec());
     // Plain cores take many times as long: the first shape alone.
     let (mechanisms, shapes) = match dtype {
         DType::F32 => (&PLAIN[..], &shapes[..1]),
@@ -34,6 +28,17 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
         rows.extend(lm_loss_rows(dtype, [n, c, v]));
     }
     rows
+}
+
+/// A square that fills a card; the feed-forward layer's of 16,384 tokens; the LM head's of a chunk; the gradient of a weight,
+/// whose blocks share K.
+const CARD_SHAPES: [[usize; 3]; 4] = [[4096; 3], [16_384, 4096, 768], [4096, 32_768, 768], [768, 2304, 16_384]];
+
+/// The products of [`rows`] by the kernels for compute capability 9.0.
+pub(super) fn wgmma_rows(size: Size) -> Vec<Row> {
+    let shapes = size.of(vec![[192, 256, 160], [136, 136, 1128]], vec![[512; 3]], CARD_SHAPES.to_vec());
+    let of = |shape| WGMMA.map(|(mechanism, lies)| gemm_row(DType::Bf16, mechanism, lies, shape));
+    shapes.into_iter().flat_map(of).collect()
 }
 
 /// Two products forward, of widths C to 2F and F to C, and four backward. Forward moves x, the weights, the hidden values twice,
@@ -102,6 +107,14 @@ const TENSOR_CORES: [(&str, Lies); 8] = [
     ("mma_narrow_am_bn", lies(false, false, false)),
 ];
 
+/// Every layout.
+const WGMMA: [(&str, Lies); 4] = [
+    ("wgmma_ak_bk", lies(true, true, true)),
+    ("wgmma_ak_bn", lies(true, false, true)),
+    ("wgmma_am_bk", lies(false, true, true)),
+    ("wgmma_am_bn", lies(false, false, true)),
+];
+
 /// Every element of A and B read and of C written once; `2 M N K` operations.
 fn gemm_work(dtype: DType, [m, n, k]: [usize; 3]) -> Work {
     Work { bytes: dtype.size_bytes() * (m * k + k * n + m * n), flops: 2 * m * n * k, tokens: 0 }
@@ -110,11 +123,15 @@ fn gemm_work(dtype: DType, [m, n, k]: [usize; 3]) -> Work {
 fn gemm_row(dtype: DType, mechanism: &'static str, lies: Lies, shape @ [m, n, k]: [usize; 3]) -> Row {
     let extents = [("M", m), ("N", n), ("K", k)];
     Row::new(["gemm", "fwd", mechanism], dtype, &extents, gemm_work(dtype, shape), move |stage| {
-        gemm_run(stage, dtype, lies, shape)
+        let multiply = if mechanism.starts_with("mma") { gemm_mma } else { gemm };
+        gemm_run(stage, dtype, lies, shape, multiply)
     })
 }
 
-fn gemm_run(stage: &Stage, dtype: DType, lies: Lies, [m, n, k]: [usize; 3]) -> Run {
+/// A product on a device.
+type Multiply = fn(&Arena, &mut TensorMut, Operand, Operand, WriteMode);
+
+fn gemm_run(stage: &Stage, dtype: DType, lies: Lies, [m, n, k]: [usize; 3], multiply: Multiply) -> Run {
     let arena = stage.arena.clone();
     // One element further on no 16-byte access is aligned.
     let first = usize::from(!lies.aligned);
@@ -135,7 +152,7 @@ fn gemm_run(stage: &Stage, dtype: DType, lies: Lies, [m, n, k]: [usize; 3]) -> R
         let mut c = Tensor::uninit(&arena, [m, n], dtype);
         let left = if lies.a_along_k { Operand::new(&a, m, k) } else { Operand::new(&a, k, m).t() };
         let right = if lies.b_along_k { Operand::new(&b, n, k).t() } else { Operand::new(&b, k, n) };
-        gemm(&arena, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
+        multiply(&arena, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
         vec![c]
     })
 }

@@ -120,7 +120,7 @@ pub fn run(command: BenchCommand) -> anyhow::Result<()> {
         "cpu" => Size::Host,
         _ => Size::Card,
     };
-    let all = rows(size);
+    let all = rows(size, choice::capability(&name));
     let wanted: Vec<&Row> = all.iter().filter(|row| fits(row, command.filter.as_deref())).collect();
     if wanted.is_empty() {
         return Err(user_error!("no row holds {:?}; --list names them", command.filter.unwrap_or_default()));

@@ -4,7 +4,7 @@ use super::output::print;
 use crate::device::choice::{self, SimMode};
 use crate::device::driver::cuda;
 use crate::device::gpu::Gpu;
-use crate::device::modules::{KERNELS, MODULES};
+use crate::device::modules::{KERNELS, Kernel, MODULES};
 use crate::device::{Device, host_memory_bytes};
 use crate::verify::Extent;
 use crate::verify::families::{self, FAMILIES};
@@ -45,6 +45,8 @@ struct Report {
     memory_total_bytes: u64,
     /// Kernels inside this executable, and the architectures they are compiled for.
     kernels: usize,
+    /// Those among them that are written for the device, where there is one.
+    kernels_for_device: usize,
     architectures: Vec<&'static str>,
     nvcc: Option<PathBuf>,
     nvrtc: bool,
@@ -53,7 +55,7 @@ struct Report {
     driver: Option<String>,
     device: Option<String>,
     families: Vec<Family>,
-    /// Kernels inside that no family launched.
+    /// Kernels for the device that no family launched.
     not_launched: Vec<&'static str>,
 }
 
@@ -93,6 +95,11 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
         _ => Vec::new(),
     };
     let launched: BTreeSet<&str> = families.iter().flat_map(|family: &Family| family.kernels.iter().copied()).collect();
+    let capability = match device {
+        Some(Device::Gpu(gpu)) => Some(gpu.driver().capability()),
+        _ => None,
+    };
+    let is_for_device = |kernel: &&Kernel| capability.is_some_and(|capability| kernel.is_for(capability));
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("NANOCHAT_COMMIT"),
@@ -101,6 +108,7 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
         memory_available_bytes: available,
         memory_total_bytes: total,
         kernels: KERNELS.len(),
+        kernels_for_device: KERNELS.iter().filter(is_for_device).count(),
         architectures,
         nvcc: find_nvcc(),
         nvrtc: cuda::nvrtc_present(),
@@ -111,7 +119,12 @@ pub fn run(command: DoctorCommand) -> anyhow::Result<()> {
             Device::Cpu => None,
         }),
         families,
-        not_launched: KERNELS.iter().map(|kernel| kernel.name).filter(|name| !launched.contains(name)).collect(),
+        not_launched: KERNELS
+            .iter()
+            .filter(is_for_device)
+            .map(|kernel| kernel.name)
+            .filter(|name| !launched.contains(name))
+            .collect(),
     };
     let mut text = describe(&report);
     if command.json {
@@ -159,8 +172,8 @@ fn describe(report: &Report) -> String {
         text += &format!("  {name:<16} {:>2} kernels  {verdict}\n", kernels.len());
     }
     if !report.families.is_empty() {
-        let launched = report.kernels - report.not_launched.len();
-        text += &format!("launched       {launched} of {} kernels\n", report.kernels);
+        let of = report.kernels_for_device;
+        text += &format!("launched       {} of {of} kernels for it\n", of - report.not_launched.len());
     }
     text
 }

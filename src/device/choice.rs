@@ -55,6 +55,15 @@ pub fn resolve(name: &str) -> Result<String, UserError> {
     }
 }
 
+/// What the GPU of a name can execute; none for the processor and for what is not there.
+pub fn capability(name: &str) -> Option<driver::Capability> {
+    match parse(&resolve(name).ok()?)? {
+        Name::Cpu => None,
+        Name::Sim => Some(SimOptions::checked().capability),
+        Name::Cuda(index) => cuda::cards().ok()?.get(index).map(|(_, capability)| *capability),
+    }
+}
+
 /// Opens the device of a name.
 ///
 /// # Errors

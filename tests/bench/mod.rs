@@ -1,8 +1,10 @@
 //! The rows that are timed: their names, what they count in the simulator, and the command.
 
 use crate::cli::{last_object, refused, succeed};
+use crate::ops::HOPPER;
 use nanochat_gpu::bench::measure::{Bench, Effort};
 use nanochat_gpu::bench::{Row, Size, rows};
+use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{KERNELS, MODULES};
@@ -11,11 +13,13 @@ use nanochat_gpu::tensor::DType;
 use std::collections::BTreeSet;
 
 /// A simulated GPU that counts and does not check: that is for the cases of `verify`.
-fn counting() -> Option<&'static Gpu> {
-    let mut options = SimOptions::fast();
+fn counting(capability: Capability) -> Option<&'static Gpu> {
+    let mut options = SimOptions { capability, ..SimOptions::fast() };
     options.run.counters = true;
     (!MODULES.is_empty()).then(|| Gpu::sim(options).unwrap())
 }
+
+const AMPERE: Capability = Capability { major: 8, minor: 0 };
 
 fn key(row: &Row) -> String {
     format!("{} {}", row.name(), row.extents())
@@ -24,7 +28,7 @@ fn key(row: &Row) -> String {
 #[test]
 fn names_are_unique_and_every_op_has_both_types() {
     for size in [Size::Smoke, Size::Host, Size::Card] {
-        let rows = rows(size);
+        let rows = rows(size, Some(HOPPER));
         let keys: BTreeSet<String> = rows.iter().map(key).collect();
         assert_eq!(keys.len(), rows.len(), "{size:?}");
         let ops = |dtype| rows.iter().filter(|row| row.dtype == dtype).map(|row| row.op).collect::<BTreeSet<_>>();
@@ -40,10 +44,10 @@ fn names_are_unique_and_every_op_has_both_types() {
 /// Every row launches the kernel that its name tells, in its type; together they launch all but those of what is not timed.
 #[test]
 fn rows_launch_the_kernels_of_their_names_and_are_counted() {
-    let Some(gpu) = counting() else { return };
+    let Some(gpu) = counting(AMPERE) else { return };
     let bench = Bench::new(Device::Gpu(gpu), Size::Smoke, Effort::SMOKE).unwrap();
     let mut launched = BTreeSet::new();
-    for row in rows(Size::Smoke) {
+    for row in rows(Size::Smoke, Some(AMPERE)) {
         let measured = bench.measure(&row).unwrap_or_else(|why| panic!("{}: {why}", key(&row)));
         assert!(measured.timing.is_none() && measured.digest.len() == 16, "{}", key(&row));
         if row.op == "copy" {
@@ -71,18 +75,35 @@ fn rows_launch_the_kernels_of_their_names_and_are_counted() {
             || name.contains("_to_f32")
             || name == "gemm_split_sum_f32"
     };
-    let missed: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).filter(|name| !launched.contains(name)).collect();
+    let here = KERNELS.iter().filter(|kernel| kernel.is_for(AMPERE)).map(|kernel| kernel.name);
+    let missed: Vec<&str> = here.filter(|name| !launched.contains(name)).collect();
     assert!(missed.iter().all(|name| untimed(name) || other(name) || twin(name)), "{missed:?}");
+}
+
+/// A device of capability 9.0 has rows of its own for products, and those of `mma` beside them.
+#[test]
+fn rows_of_products_name_their_kernels_on_hopper() {
+    let Some(gpu) = counting(HOPPER) else { return };
+    let bench = Bench::new(Device::Gpu(gpu), Size::Smoke, Effort::SMOKE).unwrap();
+    let rows = rows(Size::Smoke, Some(HOPPER));
+    let products = |mechanism: &str| rows.iter().filter(|row| row.mechanism.starts_with(mechanism)).collect::<Vec<_>>();
+    let [by_wgmma, by_mma] = [products("wgmma_"), products("mma_a")];
+    assert_eq!([by_wgmma.len(), by_mma.len()], [8, 8]);
+    for row in by_wgmma.into_iter().chain(by_mma) {
+        let measured = bench.measure(row).unwrap_or_else(|why| panic!("{}: {why}", key(row)));
+        let kernel = format!("gemm_{}_bf16", row.mechanism);
+        assert!(measured.kernels.iter().any(|name| name.starts_with(&kernel)), "{}: {:?}", key(row), measured.kernels);
+    }
 }
 
 /// The same row twice gives the same bits, on the processor and in the simulator.
 #[test]
 fn a_row_repeats_its_bits() {
     let mut devices = vec![Device::Cpu];
-    devices.extend(counting().map(Device::Gpu));
+    devices.extend(counting(AMPERE).map(Device::Gpu));
     for device in devices {
         let bench = Bench::new(device, Size::Smoke, Effort::SMOKE).unwrap();
-        for row in rows(Size::Smoke).iter().filter(|row| ["linear", "rmsnorm", "train_step"].contains(&row.op)) {
+        for row in rows(Size::Smoke, None).iter().filter(|row| ["linear", "rmsnorm", "train_step"].contains(&row.op)) {
             let [first, second] = [(); 2].map(|()| bench.measure(row).unwrap());
             assert_eq!(first.digest, second.digest, "{device} {}", key(row));
             assert_eq!(first.timing.is_some(), device == Device::Cpu, "{device} {}", key(row));

@@ -1,11 +1,12 @@
 //! Matrix products: all layouts, sizes that divide nothing, rows at every alignment, K in parts, and what is added.
 
-use crate::ops::{hopper, simulators, tensor};
+use crate::ops::{hopper, hoppers, simulators, tensor};
 use nanochat_gpu::device::cpu::WriteMode;
-use nanochat_gpu::device::gemm::{MMA, Operand, WGMMA, gemm};
+use nanochat_gpu::device::gemm::{MMA, Operand, WGMMA, gemm, gemm_mma};
 use nanochat_gpu::device::modules::KERNELS;
 use nanochat_gpu::tensor::{Arena, DType, Tensor};
-use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case};
+use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case, gemm_on};
+use nanochat_gpu::verify::{Extent, normals};
 
 /// Every transpose, twin and way to add, right and with the same bits under every order of warps.
 #[test]
@@ -18,15 +19,63 @@ fn every_layout_and_type_at_awkward_sizes() {
     }
 }
 
-/// The PTX for compute capability 9.0, in its simulated tensor cores.
+/// The PTX for compute capability 9.0, in its simulated tensor cores: what `doctor --full` launches of products on such a device.
 #[test]
 fn the_modules_for_hopper() {
     let Some(gpu) = hopper() else { return };
-    for size in [[97, 33, 65], [136, 264, 72], [68, 132, 100], [24, 40, 1128]].into_iter().chain(WIDE) {
-        for types in GEMM_TYPES {
-            let [first, second] = [(); 2].map(|()| gemm_case(gpu, size, types).unwrap_or_else(|m| panic!("{m}")));
-            assert!(first == second, "{size:?} {types:?}: other bits the second time");
+    gemm_on(gpu, Extent::All).unwrap_or_else(|message| panic!("{message}"));
+    let launched = gpu.take_launched();
+    for kernel in KERNELS.iter().filter(|kernel| kernel.stem.starts_with("gemm_")) {
+        assert!(launched.contains(&kernel.name), "{} was not launched", kernel.name);
+    }
+}
+
+/// `wgmma` gives the same bits under every order of warps, and for the same parts of K those of `mma`, which sums in the same order;
+/// no access meets another in a bank.
+#[test]
+fn wgmma_at_awkward_sizes() {
+    for (size @ [m, n, k], types) in WIDE.into_iter().flat_map(|size| [1, 2].map(|i| (size, GEMM_TYPES[i]))) {
+        let bits = |gpu| gemm_case(gpu, size, types).unwrap_or_else(|message| panic!("{message}"));
+        let mut bits = hoppers().into_iter().map(bits);
+        let first = bits.next();
+        assert!(bits.all(|bits| Some(&bits) == first.as_ref()), "{size:?} {types:?}: other bits, other order");
+        let Some(gpu) = hopper().filter(|_| [MMA, WGMMA].iter().all(|cut| cut.parts_of_k(size) == 1)) else { continue };
+        let arena = Arena::scattered(gpu);
+        let [a, b] = [[m, k], [k, n]].map(|[r, c]| tensor(&arena, types[0], [r, c], &normals("wgmma", r * c)));
+        let [by_wgmma, by_mma] = [gemm, gemm_mma].map(|multiply| {
+            let mut c = Tensor::uninit(&arena, [m, n], types[1]);
+            let operands = [Operand::new(&a, m, k), Operand::new(&b, k, n)];
+            multiply(&arena, &mut c.whole_mut(), operands[0], operands[1], WriteMode::Overwrite);
+            c.to_bytes()
+        });
+        assert!(by_wgmma == by_mma, "{size:?} {types:?}: wgmma and mma give other bits");
+    }
+    for gpu in hoppers() {
+        let counts = gpu.take_counts();
+        for kernel in KERNELS.iter().filter(|kernel| kernel.stem == "gemm_wgmma") {
+            let counted = counts.get(kernel.name).unwrap_or_else(|| panic!("{} was not launched", kernel.name));
+            assert!(counted.tensor_macs > 0 && counted.bank_conflicts == 0, "{}: {counted:?}", kernel.name);
         }
+    }
+}
+
+/// What `wgmma` reads and writes of memory at sizes that fill its tiles: each operand once for every tile, in whole sectors.
+#[test]
+fn wgmma_moves_whole_sectors() {
+    let Some(gpu) = hopper() else { return };
+    let (arena, [m, n, k]) = (Arena::scattered(gpu), [256, 256, 128]);
+    for (layout, to) in [0, 1, 2, 3].into_iter().flat_map(|i| [DType::Bf16, DType::F32].map(|to| (i, to))) {
+        let [a, b] = [m * k, k * n].map(|elems| tensor(&arena, DType::Bf16, [elems], &normals("wgmma", elems)));
+        let left = if layout % 2 == 0 { Operand::new(&a, m, k) } else { Operand::new(&a, k, m).t() };
+        let right = if layout / 2 == 0 { Operand::new(&b, n, k).t() } else { Operand::new(&b, k, n) };
+        let mut c = Tensor::uninit(&arena, [m, n], to);
+        gpu.take_counts();
+        gemm(&arena, &mut c.whole_mut(), left, right, WriteMode::Overwrite);
+        let counts = gpu.take_counts();
+        let (name, counted) = counts.first_key_value().unwrap();
+        let must = 2 * (m * k + 2 * k * n) + m * n * to.size_bytes();
+        assert_eq!((counted.global_bytes_moved, counted.global_bytes_requested), (must as u64, must as u64), "{name}");
+        assert_eq!(counted.tensor_macs as usize, m * n * k, "{name}");
     }
 }
 

@@ -1,14 +1,14 @@
 //! Every kernel that synchronises, with one barrier taken out at a time: each must be reported, or be on the list of those that
 //! change nothing, with the reason.
 
-use crate::ops::{gradients, ids, tensor};
+use crate::ops::{HOPPER, gradients, ids, tensor};
 use nanochat_gpu::device::Device;
 use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive};
 use nanochat_gpu::device::gpu::Gpu;
-use nanochat_gpu::device::modules::{self, KERNELS};
+use nanochat_gpu::device::modules::{self, KERNELS, Kernel};
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::ops::clip::{self, Evidence};
 use nanochat_gpu::ops::delta_rule::{self, Dims, Inputs, Past};
@@ -144,10 +144,14 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             gemm_naive(&mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
-        "gemm_mma" | "gemm_mma_narrow" => {
+        "gemm_mma" | "gemm_mma_narrow" | "gemm_wgmma" => {
             // One block whose first warps have all their rows, and more steps along K than the pipeline has stages. Narrow
-            // copies: of 4 bytes, and of single elements through registers.
-            let [m, n, k] = if stem == "gemm_mma" { [64, 40, 136] } else { [64, 37, 134] };
+            // copies: of 4 bytes, and of single elements through registers. By wgmma two tiles, one after the other.
+            let [m, n, k] = match stem {
+                "gemm_mma" => [64, 40, 136],
+                "gemm_wgmma" => [136, 136, 328],
+                _ => [64, 37, 134],
+            };
             let (a, b) = (at(arena, dtype, &[m, k]), at(arena, dtype, &[k, n]));
             let to = if kernel.ends_with("to_f32") { DType::F32 } else { dtype };
             let mut c = Tensor::uninit(arena, [m, n], to);
@@ -264,9 +268,18 @@ fn synchronises(ptx: &str, entry: &str) -> bool {
 
 #[test]
 fn a_missing_barrier_is_reported() {
-    let capability = Capability { major: 8, minor: 0 };
+    take_out_barriers(Capability { major: 8, minor: 0 }, |kernel| kernel.only.is_empty());
+}
+
+#[test]
+fn a_missing_barrier_of_a_kernel_for_hopper_is_reported() {
+    take_out_barriers(HOPPER, |kernel| !kernel.only.is_empty());
+}
+
+/// Takes the barriers out of the kernels that `wanted` names, as a device of this capability runs them.
+fn take_out_barriers(capability: Capability, wanted: fn(&Kernel) -> bool) {
     let (mut judged, mut failures) = (0, Vec::new());
-    for kernel in KERNELS {
+    for kernel in KERNELS.iter().filter(|kernel| wanted(kernel)) {
         let Some(module) = modules::best(kernel.stem, capability) else { continue };
         // The flash kernels have a test of their own, in tests/ops/attention_flash.rs.
         if kernel.stem == "attention_flash" || !synchronises(module.ptx, kernel.name) {
@@ -275,7 +288,14 @@ fn a_missing_barrier_is_reported() {
         let dtype = if kernel.name.contains("bf16") { DType::Bf16 } else { DType::F32 };
         let run = |ptx: &str, options: &Options| {
             let substitutes = HashMap::from([(kernel.stem.to_string(), ptx.into())]);
-            let options = SimOptions { run: options.clone(), substitutes, ..SimOptions::checked() };
+            // One multiprocessor: a block that takes tiles in turn takes all.
+            let options = SimOptions {
+                capability,
+                multiprocessors: 1,
+                run: options.clone(),
+                substitutes,
+                ..SimOptions::checked()
+            };
             let gpu = Gpu::sim(options).map_err(|error| Error::Host(error.to_string()))?;
             let bytes = scenario(kernel.name, &Arena::scattered(gpu), dtype);
             gpu.synchronise().map_err(|error| Error::Host(error.to_string()))?;

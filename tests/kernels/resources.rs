@@ -2,6 +2,7 @@
 //!
 //! `NANOCHAT_WRITE_TABLES=1 cargo test --release --test suite kernels::resources` writes it.
 
+use nanochat_gpu::device::gemm::WGMMA_SMEM_BYTES;
 use nanochat_gpu::device::modules::{COMPILER, KERNELS, Kernel, MODULES, USAGE, Usage};
 use nanochat_gpu::ops::attention::flash_smem_bytes;
 use nanochat_gpu::ops::delta_rule::KEY_CHANNELS_SMEM_BYTES;
@@ -44,6 +45,7 @@ fn dynamic_bytes(kernel: &Kernel) -> u32 {
     match (kernel.stem, width) {
         ("attention_flash", Some(d)) => flash_smem_bytes(d)[usize::from(kernel.name.contains("key_tiles"))] as u32,
         ("delta_rule", _) if kernel.name.contains("key_channels") => KEY_CHANNELS_SMEM_BYTES as u32,
+        ("gemm_wgmma", _) => WGMMA_SMEM_BYTES as u32,
         _ => 0,
     }
 }
@@ -58,11 +60,15 @@ fn table() -> String {
     MULTIPROCESSORS.iter().for_each(|m| write!(text, " {0} registers | {0} occupancy |", m.arch).unwrap());
     text += "\n|---|---|---|---|---|---|---|\n";
     for kernel in KERNELS {
-        let used = |arch: &str| USAGE.iter().find(|u| u.kernel == kernel.name && u.arch == arch).unwrap();
-        let smem_bytes = used(MULTIPROCESSORS[0].arch).shared_bytes + dynamic_bytes(kernel);
+        let used = |arch: &str| USAGE.iter().find(|u| u.kernel == kernel.name && u.arch == arch);
+        let any = MULTIPROCESSORS.iter().find_map(|m| used(m.arch)).unwrap();
+        let smem_bytes = any.shared_bytes + dynamic_bytes(kernel);
         write!(text, "| `{}` | {} | {smem_bytes} |", kernel.name, kernel.threads).unwrap();
         for multiprocessor in &MULTIPROCESSORS {
-            let usage = used(multiprocessor.arch);
+            let Some(usage) = used(multiprocessor.arch) else {
+                text += " - | - |"; // a kernel for another architecture
+                continue;
+            };
             let blocks = multiprocessor.blocks(kernel, usage, smem_bytes);
             let share = 100 * blocks * kernel.threads.div_ceil(32) / WARPS_MAX;
             write!(text, " {} | {blocks} x, {share} % |", usage.registers).unwrap();

@@ -6,6 +6,8 @@ use std::process::Command;
 
 /// Files whose kernels multiply on tensor cores, and the kernels among them that only add.
 const TENSOR_CORES: &[&str] = &["attention_flash", "gemm_mma", "gemm_mma_narrow", "mlp"];
+/// Files that multiply by whole warpgroups instead, out of shared memory.
+const WARPGROUPS: &[&str] = &["gemm_wgmma"];
 const PLAIN: &[&str] = &["attention_flash_bwd_delta_rows_bf16"];
 
 /// The disassembler beside the compiler, in the order in which the build looks for that.
@@ -37,9 +39,13 @@ fn tensor_cores_where_they_are_meant() {
             let function = functions.iter().find(|(name, _)| name == kernel.name);
             let (_, text) = function.unwrap_or_else(|| panic!("{} is not in its cubin", kernel.name));
             let meant = TENSOR_CORES.contains(&kernel.stem) && !PLAIN.contains(&kernel.name);
-            let count = text.matches("HMMA.16816.F32.BF16").count();
+            let count = text.matches(" HMMA.16816.F32.BF16").count();
+            let of_warpgroups = text.matches(" HGMMA.64x256x16.F32.BF16").count();
             assert!(text.contains("EXIT"), "{}: no code", kernel.name);
             assert_eq!(count > 0, meant, "{} for {}: {count} HMMA", kernel.name, module.arch);
+            let by_warpgroups = WARPGROUPS.contains(&kernel.stem);
+            assert_eq!(of_warpgroups >= 4, by_warpgroups, "{} for {}: {of_warpgroups} HGMMA", kernel.name, module.arch);
+            assert_eq!(text.contains("USETMAXREG"), by_warpgroups, "{} for {}: registers", kernel.name, module.arch);
             assert_eq!(text.contains("LDSM"), meant, "{} for {}: ldmatrix", kernel.name, module.arch);
             let local = ["LDL", "STL"].iter().any(|op| text.contains(&format!(" {op}")));
             assert!(!local, "{} for {} goes to local memory", kernel.name, module.arch);

@@ -42,6 +42,9 @@ use nanochat_gpu::verify::{self, Cases, Check, Extent, OpCase};
 use ptxsim::options::{AsyncPolicy, Options, Schedule};
 use std::sync::Arc;
 
+/// Compute capability of an H100.
+pub const HOPPER: Capability = Capability { major: 9, minor: 0 };
+
 /// Orders of warps and moments of asynchronous work under which every case runs in the simulator.
 const ORDERS: [(Schedule, AsyncPolicy, u64); 3] = [
     (Schedule::RoundRobin, AsyncPolicy::Late, 0),
@@ -53,24 +56,33 @@ const ORDERS: [(Schedule, AsyncPolicy, u64); 3] = [
 pub fn simulators() -> Vec<&'static Gpu> {
     thread_local! {
         // Each test has a thread, and so GPUs of its own: what goes wrong is told to who did it.
-        static OPENED: Vec<&'static Gpu> = ORDERS
-            .iter()
-            .filter(|_| !MODULES.is_empty())
-            .map(|&(schedule, asynchrony, seed)| {
-                let mut options = SimOptions::checked();
-                options.run = Options { schedule, asynchrony, seed, threads: 1, ..options.run };
-                Gpu::sim(options).unwrap()
-            })
-            .collect();
+        static OPENED: Vec<&'static Gpu> = opened("sm_80", Capability { major: 8, minor: 0 });
     }
     OPENED.with(Clone::clone)
 }
 
-/// A simulated GPU of compute capability 9.0 with all checkers on; none where this build has no kernels for it.
+fn opened(arch: &str, capability: Capability) -> Vec<&'static Gpu> {
+    let has_kernels = MODULES.iter().any(|module| module.arch == arch);
+    let orders = ORDERS.iter().filter(|_| has_kernels);
+    let open = orders.map(|&(schedule, asynchrony, seed)| {
+        let mut options = SimOptions { capability, ..SimOptions::checked() };
+        options.run = Options { schedule, asynchrony, seed, threads: 1, ..options.run };
+        Gpu::sim(options).unwrap()
+    });
+    open.collect()
+}
+
+/// As [`simulators`], of compute capability 9.0.
+pub fn hoppers() -> Vec<&'static Gpu> {
+    thread_local! {
+        static OPENED: Vec<&'static Gpu> = opened("sm_90a", HOPPER);
+    }
+    OPENED.with(Clone::clone)
+}
+
+/// The first of [`hoppers`].
 pub fn hopper() -> Option<&'static Gpu> {
-    let capability = Capability { major: 9, minor: 0 };
-    let options = SimOptions { capability, ..SimOptions::checked() };
-    MODULES.iter().any(|module| module.arch == "sm_90a").then(|| Gpu::sim(options).unwrap())
+    hoppers().into_iter().next()
 }
 
 /// Checks all cases of an op on the CPU and in the simulator and says what failed.

@@ -133,7 +133,8 @@ def table(result):
         lines.append(f"{name:<12} {'ok' if part['exit'] == 0 else 'FAILED (' + str(part['exit']) + ')'}, {part['seconds']} s")
     if result["doctor"]:
         missed = len(result["doctor"]["not_launched"])
-        lines.append(f"kernels      {result['doctor']['kernels'] - missed} of {result['doctor']['kernels']} launched")
+        kernels = result["doctor"]["kernels_for_device"]
+        lines.append(f"kernels      {kernels - missed} of {kernels} launched")
     if result["bits"]:
         lines.append(f"bits         {result['bits']['same']} of {result['bits']['compared']} rows as in the simulator")
     for dtype, run in result["training"].items():
