@@ -9,6 +9,7 @@
 #include "../ptx/cp_async.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
+#include "../ptx/st_global.cuh"
 #include "../ptx/st_shared.cuh"
 #include "vector.cuh"
 
@@ -201,6 +202,15 @@ struct Sums {
     }
 };
 
+// 16 bytes of C in one access.
+__device__ __forceinline__ void store_whole(float* g, const float (&r)[4]) {
+    st_global_words(g, __float_as_uint(r[0]), __float_as_uint(r[1]), __float_as_uint(r[2]), __float_as_uint(r[3]));
+}
+
+__device__ __forceinline__ void store_whole(bf16* g, const float (&r)[8]) {
+    st_global_words(g, pack_bf16x2(r[0], r[1]), pack_bf16x2(r[2], r[3]), pack_bf16x2(r[4], r[5]), pack_bf16x2(r[6], r[7]));
+}
+
 // What becomes of A B: C = alpha A B + beta D, both [m, n], or part y of a sum over K, the next m n of C. D may be C; where beta is
 // 0 it is not read.
 template <typename O>
@@ -236,7 +246,7 @@ struct Output {
                         r[i] += beta * old[i];
                     }
                 }
-                store_vector<W>(gc + at, r);
+                store_whole(gc + at, r);
             } else {
 #pragma unroll
                 for (u32 i = 0; i < W; i++) {

@@ -149,7 +149,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             // copies: of 4 bytes, and of single elements through registers. By wgmma two tiles, one after the other.
             let [m, n, k] = match stem {
                 "gemm_mma" => [64, 40, 136],
-                "gemm_wgmma" => [136, 136, 328],
+                "gemm_wgmma" => [136, 136, 200],
                 _ => [64, 37, 134],
             };
             let (a, b) = (at(arena, dtype, &[m, k]), at(arena, dtype, &[k, n]));
