@@ -3,7 +3,7 @@
 use super::output::print;
 use crate::data::{Corpus, LoaderOptions, Packing, Split, VAL_FRACTION};
 use crate::device::choice::{self, SimMode};
-use crate::eval::{Evaluation, bits_per_byte};
+use crate::eval::{Evaluation, bits_per_byte, heads};
 use crate::formats::checkpoint::load_model;
 use crate::infer::{Footprint, check_vocabulary, reserve_arena};
 use crate::tensor::DType;
@@ -89,16 +89,18 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
         tokenizer_digest: Some(tokenizer.digest()),
         ..LoaderOptions::new(rows, seq_len)
     };
-    let mut packer = Corpus::open(&command.data, Arc::new(tokenizer), options)?.packer(None)?;
+    let corpus = Corpus::open(&command.data, Arc::new(tokenizer), options)?;
     let device = choice::open(&command.device, SimMode::Fast)?;
     let arena = reserve_arena(device, config, Footprint::of_loss(device, config, tokens))?;
     let (model, params) = (opened.model.to(device), opened.params.clone().to(device));
     // Draws on stderr, and only when that is a terminal.
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} evaluating, {elapsed}")?);
     bar.enable_steady_tick(Duration::from_millis(100));
-    let evaluation = bits_per_byte(&model, &params, &arena, &mut packer, command.tokens);
+    let evaluation = bits_per_byte(&model, &params, &arena, &mut corpus.packer(None)?, command.tokens);
+    let heads = heads::judge(&model, &params, &arena, &mut corpus.packer(None)?, command.tokens);
     bar.finish_and_clear();
-    let evaluation = evaluation?;
+    let mut evaluation = evaluation?;
+    evaluation.notes.extend(heads?);
     let Evaluation { bits_per_byte, loss, tokens, bytes, ref parts, ref notes } = evaluation;
     if !(bits_per_byte.is_finite() && loss.is_finite()) {
         bail!("the loss is {loss}: the model computes no probabilities any more");
@@ -108,7 +110,7 @@ pub fn run(command: EvalCommand) -> anyhow::Result<()> {
         text += &format!("{:<14} {loss:.4} nats\n", format!("loss.{name}"));
     }
     for (name, value) in notes {
-        text += &format!("{name:<14} {value:.4}\n");
+        text += &format!("{name:<31} {value:.4}\n");
     }
     text += &format!("over           {tokens} tokens, {bytes} bytes\n");
     if command.json {

@@ -1,6 +1,7 @@
 //! Evaluation: how well a model predicts text, in a unit that does not depend on the tokenizer.
 //! Knows models and packed batches; nothing of the command line.
 
+pub mod heads;
 pub mod scores;
 
 use crate::data::{Batch, IGNORE, Packer};

@@ -34,6 +34,16 @@ pub fn calibration_error(said: &[(f64, bool)], bins: usize) -> Option<f64> {
     (!said.is_empty()).then(|| apart / said.len() as f64)
 }
 
+/// The share of the variance of `truth [N, d]` about the mean of each column that `said [N, d]` tells: 1 all, 0 as much as the means, below 0
+/// less. `None` where nothing varies.
+pub fn r_squared(said: &[f64], truth: &[f64], d: usize) -> Option<f64> {
+    let n = truth.len() / d;
+    let means: Vec<f64> = (0..d).map(|k| truth.chunks(d).map(|row| row[k]).sum::<f64>() / n as f64).collect();
+    let squares = |x: &mut dyn Iterator<Item = &f64>| x.zip(truth).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+    let (missed, all) = (squares(&mut said.iter()), squares(&mut means.iter().cycle()));
+    (all > 0.0).then(|| 1.0 - missed / all)
+}
+
 /// Longest n-gram of [`brier_lm`].
 pub const GRAMS: usize = 4;
 

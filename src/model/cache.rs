@@ -66,7 +66,7 @@ impl KvCache {
 
     /// Bytes of what it holds beside keys and values: the states of the memories.
     pub fn memory_bytes(&self) -> usize {
-        let memory = self.memory.iter().flat_map(Conversation::tensors);
+        let memory = self.memory.iter().flat_map(Conversation::tensors).map(|(_, tensor)| tensor);
         self.abacus.iter().chain(memory).map(Tensor::size_bytes).sum()
     }
 
@@ -80,9 +80,9 @@ impl KvCache {
         self.abacus.as_mut().expect("a cache of a model with a memory")
     }
 
-    /// The rows of the long-term memory.
-    pub(super) fn memory(&mut self) -> &mut Conversation {
-        self.memory.as_mut().expect("a cache of a model with a long-term memory")
+    /// The long-term memory, of a model that has one.
+    pub fn memory(&mut self) -> Option<&mut Conversation> {
+        self.memory.as_mut()
     }
 
     /// Of `t` tokens how many may come at once: those up to the end of a segment.

@@ -189,6 +189,25 @@ impl Energy {
         [score].into_iter().chain(losses.map(|values| Loss { kind: LossKind::Energy, values })).collect()
     }
 
+    /// A latent that comes after each context `y [R, C]`, `[R, l]`, from noise `[R, l]`.
+    pub fn sample(&self, tape: &mut Tape, y: &Var, noise: Tensor) -> Var {
+        let (context, noise) = (tape.rmsnorm(y, None, self.eps), tape.input(noise));
+        self.generate(tape, &context, &noise)
+    }
+
+    /// `E` of each context `y [R, C]` with the latent `z [R, l]`.
+    pub fn energies(&self, tape: &mut Tape, y: &Var, z: &Var) -> Vec<f64> {
+        let keys = |tape: &mut Tape, x: &Var, weight: ParamId| {
+            let x = tape.rmsnorm(x, None, self.eps);
+            tape.linear(&x, weight).value().to_f64()
+        };
+        let (q, k) = (keys(tape, y, self.query), keys(tape, z, self.key));
+        let [bias] = tape.params().view(self.bias).to_f64()[..] else { panic!("one bias") };
+        let energy =
+            |(q, k): (&[f64], &[f64])| -q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (KEY as f64).sqrt() - bias;
+        q.chunks(KEY).zip(k.chunks(KEY)).map(energy).collect()
+    }
+
     /// The losses of both scores of normed contexts `x [R, C]` with normed latents, true and generated, `[R, l]`.
     fn judge(
         &self,

@@ -3,6 +3,7 @@
 //! `h_0 = E[x]`, `h_{l+1} = block_l(h_l)`, `logits = cap(W_lm n(y))`, `y` the last stream, or the blend of three. Tied models use
 //! `E` as `W_lm`.
 
+mod look;
 mod trunk;
 
 use super::abacus::Abacus;
@@ -28,6 +29,7 @@ use crate::ops::rope::{Table, frequencies};
 use crate::tape::{Tape, Var};
 use crate::tensor::random::Philox;
 use crate::tensor::{Arena, DType, Init, Layout, ParamId, Params, Role, Scale, Tensor};
+pub use look::{LOGIT_ROWS, Look, log_sum};
 use std::sync::Arc;
 use trunk::{Trunk, TrunkEnd};
 
@@ -311,6 +313,11 @@ impl Gpt {
     /// Its memes, where it has any.
     pub fn memetic(&self) -> Option<&Memetic> {
         self.memetic.as_ref()
+    }
+
+    /// The matrix that makes the keys of the long-term memory, where there is one.
+    pub fn memory_key(&self) -> Option<ParamId> {
+        self.memory.as_ref().map(Memory::key)
     }
 
     /// The losses that the model has.

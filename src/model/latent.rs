@@ -187,6 +187,23 @@ impl Latent {
         tape.detached(|tape| self.encode(tape, &gathered).value().clone())
     }
 
+    /// `mu` of each chunk of `chunks [M, 4]`, `[M, l]`, every token seen.
+    pub fn means(&self, tape: &mut Tape, chunks: &[u32]) -> Var {
+        let m = chunks.len() / CHUNK;
+        let tokens = Tensor::from_slice(tape.arena(), [m, CHUNK], chunks);
+        let gathered = Gathered { targets: tokens.clone(), kept: tokens.clone(), tokens };
+        let h = self.encode(tape, &gathered).value().to_f64();
+        let mu: Vec<f64> = h.chunks(2 * LATENT).flat_map(|h| h[..LATENT].to_vec()).collect();
+        let mu = Tensor::from_f64(tape.arena(), [m, LATENT], tape.params().dtype(), &mu);
+        tape.input(mu)
+    }
+
+    /// Logits of each token of the chunks that latents `[M, l]` stand for, `[4 M, V]`.
+    pub fn logits(&self, tape: &mut Tape, z: &Var) -> Tensor {
+        let x = self.decode(tape, z);
+        tape.linear(&x, self.head).value().clone()
+    }
+
     /// The stream of each of a chunk's tokens, `[4 M, w]`, from its latent.
     fn decode(&self, tape: &mut Tape, z: &Var) -> Var {
         let m = z.value().shape().rows_cols()[0];

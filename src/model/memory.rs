@@ -156,9 +156,28 @@ impl Conversation {
         Conversation { bank: Bank::new(device, config, [1, 1], dtype), sums, filled: 0, whole }
     }
 
-    /// All that it holds.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        self.bank.tensors().into_iter().map(|(_, tensor)| tensor).chain([&self.sums])
+    /// All that it holds, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        self.bank.tensors().into_iter().chain([("memory.sums", &self.sums)])
+    }
+
+    /// The same, to overwrite.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        self.bank.tensors_mut().into_iter().chain([("memory.sums", &mut self.sums)])
+    }
+
+    /// Tokens of the segment that is not finished.
+    pub fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// Says that the segment that is not finished has so many tokens; not where a whole one has no more.
+    pub fn fill(&mut self, filled: usize) -> bool {
+        let fits = filled < self.whole;
+        if fits {
+            self.filled = filled;
+        }
+        fits
     }
 
     /// Tokens that may follow before the segment ends.
@@ -188,6 +207,11 @@ impl Memory {
         let outputs = ["output_id", "output_ego"].map(|name| push(name, [width, width], Role::Matrix, Init::ZERO));
         let options = Options { top, scale: SHARPNESS };
         Memory { key, query, outputs, options, key_width, eps }
+    }
+
+    /// The matrix that makes keys; it is never learnt.
+    pub fn key(&self) -> ParamId {
+        self.key
     }
 
     /// Adds what each token of Id's stream `h [N, C]` reads; also what was read, for Ego's end.

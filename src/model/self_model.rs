@@ -116,18 +116,47 @@ impl SelfModel {
         tape.linear(&hidden, self.output)
     }
 
+    /// The features of Superego's stream, `[N, 64]`; they take no gradient.
+    fn features(&self, tape: &mut Tape, superego: &Var) -> Tensor {
+        tape.detached(|tape| {
+            let x = tape.rmsnorm(superego, None, self.eps);
+            tape.linear(&x, self.projection).value().clone()
+        })
+    }
+
+    /// What it says of each token, what it reads, and the features that it is about.
+    pub fn introspect(&self, tape: &mut Tape, ego: &Var, superego: &Var) -> Introspected {
+        let said = self.forward(tape, ego).value().clone();
+        let input = tape.rmsnorm(ego, None, self.eps).value().clone();
+        Introspected { said, input, features: self.features(tape, superego) }
+    }
+
     /// The loss of what it says of Ego's stream.
     pub fn loss(&self, tape: &mut Tape, ego: &Var, seen: Seen, scale: &LossScale) -> Loss {
         let x = tape.scale_grad(ego, scale.rho.clone());
         let s = self.forward(tape, &x);
-        let features = tape.detached(|tape| {
-            let x = tape.rmsnorm(seen.superego, None, self.eps);
-            tape.linear(&x, self.projection).value().clone()
-        });
+        let features = self.features(tape, seen.superego);
         let losses = tape.detached(|_| seen.losses.clone());
         let truth = Truth { features: &features, losses: &losses, errors: seen.errors, targets: seen.targets };
         let values = tape.self_loss(&s, truth, scale.weight.clone());
         Loss { kind: LossKind::SelfModel, values }
+    }
+}
+
+/// What a self-model says of `N` tokens, what it reads, and what is true.
+pub struct Introspected {
+    /// `[N, 66]`: features, the loss, the score of an error ([`introspections`]).
+    pub said: Tensor,
+    /// `[N, C]`: the norm of Ego's stream.
+    pub input: Tensor,
+    /// `[N, 64]`: the features of Superego's stream.
+    pub features: Tensor,
+}
+
+impl Introspected {
+    /// The features that are said of each token, `[N, 64]` in rows.
+    pub fn said_features(&self) -> Vec<f64> {
+        self.said.to_f64().chunks(SAID).flat_map(|row| row[..FEATURES].to_vec()).collect()
     }
 }
 

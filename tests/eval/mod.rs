@@ -1,5 +1,6 @@
 //! Bits per byte against counts and probabilities worked out independently, where evaluation ends, and the command.
 
+mod heads;
 mod scores;
 
 use crate::data::{BOS, assert_user_error, codec, lines, options, shown, write};

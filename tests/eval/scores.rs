@@ -1,6 +1,6 @@
 //! Scores of heads, against what they mean counted out.
 
-use nanochat_gpu::eval::scores::{Continuation, auroc, brier, brier_lm, calibration_error};
+use nanochat_gpu::eval::scores::{Continuation, auroc, brier, brier_lm, calibration_error, r_squared};
 use nanochat_gpu::tensor::random::Philox;
 use nanochat_gpu::verify::{integers, normals};
 
@@ -27,6 +27,19 @@ fn calibration_is_the_distance_of_said_from_seen() {
     assert!((calibration_error(&said, 10).unwrap() - 0.15).abs() < 1e-12);
     assert_eq!(calibration_error(&[(1.0, true), (0.0, false)], 4), Some(0.0));
     assert!(calibration_error(&[], 4).is_none());
+}
+
+#[test]
+fn the_share_of_the_variance_is_of_each_column_by_itself() {
+    // Columns about 0 and about 100, of variance 1 and 4.
+    let truth = [-1.0, 98.0, 1.0, 102.0];
+    assert_eq!(r_squared(&truth, &truth, 2), Some(1.0));
+    assert_eq!(r_squared(&[0.0, 100.0, 0.0, 100.0], &truth, 2), Some(0.0));
+    // Of squares 10 in all, one of 4 is missed.
+    assert_eq!(r_squared(&[-1.0, 98.0, 1.0, 100.0], &truth, 2), Some(1.0 - 4.0 / 10.0));
+    assert!(r_squared(&[0.0; 4], &truth, 2).unwrap() < -1000.0);
+    assert!(r_squared(&[f64::NAN; 4], &truth, 2).unwrap().is_nan());
+    assert!(r_squared(&[1.0], &[5.0], 1).is_none() && r_squared(&[], &[], 1).is_none());
 }
 
 /// All pairs of samples and truths of a small alphabet, each as often as its probability says: the score is `sum q^2 - sum (p - q)^2`.

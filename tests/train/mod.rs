@@ -4,6 +4,7 @@ mod abacus;
 mod device;
 mod digits;
 mod kda;
+mod learning;
 mod memetic;
 mod optim;
 mod parts;

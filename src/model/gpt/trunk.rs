@@ -159,7 +159,9 @@ impl Gpt {
                 Pass::Rows { rows, carried, .. } => {
                     memory::Past::Streams { t: rows.t, segments: rows.segments, bank: carried.bank() }
                 }
-                Pass::Cached { cache, .. } => memory::Past::Conversation(cache.memory()),
+                Pass::Cached { cache, .. } => {
+                    memory::Past::Conversation(cache.memory().expect("a cache of a model with a long-term memory"))
+                }
             };
             let (with_rows, read) = memory.forward(tape, &h, past);
             (h, after.read) = (with_rows, Some(read));
