@@ -3,12 +3,14 @@
 use super::output::{print, stream};
 use crate::device::choice::{self, SimMode};
 use crate::formats::checkpoint::{LoadedModel, load_model};
-use crate::infer::{Drawn, Finish, Generation, Request, Sampler, SamplerOptions};
-use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate};
+use crate::infer::generate::cache;
+use crate::infer::{Drawn, Finish, Generation, Request, Rerank, Sampler, SamplerOptions};
+use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate_on, memory_file};
 use crate::model::psyche::STAGES;
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::user_bail;
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -49,18 +51,41 @@ pub struct SampleCommand {
     device: String,
     /// Show how much each stage decided of each token: psyche colours Id red, Ego green, Superego blue, in a terminal
     #[arg(long, value_name = "WHAT", value_enum)]
-    show: Option<Show>,
+    show: Option<What>,
     /// Lean on stages of the controller, such as id=+1,superego=-0.5: added to their scores
     #[arg(long, value_name = "STAGE=X", value_delimiter = ',', allow_hyphen_values = true)]
     psyche: Vec<String>,
+    /// Draw N continuations and print the best of them, with its score
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    best_of: Option<u64>,
+    /// What the best is chosen by
+    #[arg(long, value_name = "SCORE", value_enum, default_value_t = Rerank::Logprob, requires = "best_of")]
+    rerank: Rerank,
+    /// Go on from what the long-term memory in FILE holds, and keep there what comes of this text; begun where there is no such file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["number", "best_of"])]
+    memory: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Show {
+enum What {
     Psyche,
+}
+
+impl ValueEnum for Rerank {
+    fn value_variants<'a>() -> &'a [Rerank] {
+        &[Rerank::Energy, Rerank::Logprob]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Rerank::Energy => "the lowest mean energy of its chunks of four tokens, of a model with an energy head",
+            Rerank::Logprob => "the highest mean log-probability of its tokens",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 /// What is added to the scores of the stages.
@@ -102,20 +127,31 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
         );
     };
     check_vocabulary(&tokenizer, opened.model.config())?;
+    command.rerank.check(opened.model.config())?;
     let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
     tokenizer.encode_into(command.prompt.as_bytes(), &mut prompt);
     check_prompt(opened.model.config(), &prompt)?;
     let device = choice::open(&command.device, SimMode::Fast)?;
     opened.model = opened.model.leaning(lean).to(device);
     opened.params = opened.params.to(device);
+    let task = Task { opened: &opened, tokenizer: &tokenizer, sampler: &sampler, command: &command, prompt: &prompt };
+    if let Some(file) = &command.memory {
+        // Before anything is printed.
+        let request = Request { prompt: &prompt, tokens_max: 0, sequence: 0, stop_ids: &[] };
+        let (model, params) = (&opened.model, &opened.params);
+        memory_file::load(file, model, params, &mut cache(model, params, &request))?;
+    }
     let mut samples = Vec::new();
-    for sequence in 0..command.number {
+    for number in 0..command.number {
         let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
-        let separator = if sequence > 0 { "---\n" } else { "" };
+        let separator = if number > 0 { "---\n" } else { "" };
         if show(&format!("{separator}{}", command.prompt))?.is_break() {
             return Ok(());
         }
-        let sample = sample(&opened, &tokenizer, &sampler, &command, &prompt, sequence, &mut show)?;
+        let sample = match command.best_of {
+            None => task.draw(number, &mut show)?,
+            Some(candidates) => task.best(number, candidates, &mut show)?,
+        };
         if show("\n")?.is_break() {
             return Ok(());
         }
@@ -124,10 +160,13 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     if command.json {
         let samples: Vec<_> = samples
             .iter()
-            .map(|(text, Generation { tokens, finish }, weights)| {
+            .map(|Sample { text, generation: Generation { tokens, finish }, weights, score }| {
                 let mut sample = json!({"text": text, "tokens": tokens, "finish": finish});
                 if command.show.is_some() {
                     sample["psyche"] = json!(weights);
+                }
+                if command.best_of.is_some() {
+                    sample[command.rerank.name()] = json!(score);
                 }
                 sample
             })
@@ -135,51 +174,94 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
         let object = json!({"prompt": command.prompt, "prompt_tokens": prompt, "seed": seed, "samples": samples});
         return print(format!("{object}\n").as_bytes());
     }
-    if samples.iter().any(|(_, generation, _)| generation.finish == Finish::ContextFull) {
+    if samples.iter().any(|sample| sample.generation.finish == Finish::ContextFull) {
         let context = opened.model.config().max_seq_len;
         tracing::warn!("the model's context of {context} tokens ended before --max-tokens were generated");
     }
     Ok(())
 }
 
-/// One continuation; `show` gets its text piece by piece.
-fn sample(
-    opened: &LoadedModel,
-    tokenizer: &Tokenizer,
-    sampler: &Sampler,
-    command: &SampleCommand,
-    prompt: &[u32],
-    sequence: u64,
-    show: &mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
-) -> anyhow::Result<(String, Generation, Vec<[f32; 3]>)> {
-    let stop_ids = end_ids(tokenizer);
-    let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &stop_ids };
-    let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
-    let colours = command.show.is_some() && std::io::stdout().is_terminal();
-    let mut all_weights = Vec::new();
-    let mut on_token = |Drawn { id, psyche }| {
-        // A padding row of the vocabulary has no bytes.
-        let piece = decoder.push(tokenizer.token_bytes(id).unwrap_or_default());
-        text.push_str(&piece);
-        all_weights.extend(psyche);
-        let piece = match psyche {
-            Some(weights) if colours && !piece.is_empty() => {
-                let [r, g, b] = colour(weights);
-                format!("\x1b[38;2;{r};{g};{b}m{piece}\x1b[0m")
+/// A continuation.
+struct Sample {
+    text: String,
+    generation: Generation,
+    /// Of the stages, for each token, where the model has them.
+    weights: Vec<[f32; 3]>,
+    /// What it was chosen by, where it was and there is something to judge.
+    score: Option<f64>,
+}
+
+/// What continuations are drawn from.
+struct Task<'a> {
+    opened: &'a LoadedModel,
+    tokenizer: &'a Tokenizer,
+    sampler: &'a Sampler,
+    command: &'a SampleCommand,
+    prompt: &'a [u32],
+}
+
+/// Shows a piece of text; nothing more need be shown when it breaks.
+type Show<'a> = &'a mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>;
+
+impl Task<'_> {
+    /// The best of `candidates` continuations, shown with its score.
+    fn best(&self, number: u64, candidates: u64, show: Show) -> anyhow::Result<Sample> {
+        let (rerank, LoadedModel { model, params, .. }) = (self.command.rerank, self.opened);
+        let mut best: Option<Sample> = None;
+        for candidate in 0..candidates {
+            let sequence = number.wrapping_mul(candidates).wrapping_add(candidate);
+            let sample = self.draw(sequence, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let score = rerank.score(model, params, self.prompt, &sample.generation.tokens)?;
+            if best.as_ref().is_none_or(|best| rerank.is_better(score, best.score)) {
+                best = Some(Sample { score, ..sample });
             }
-            _ => piece,
-        };
-        show(&piece).unwrap_or_else(|error| {
-            failure = Some(error);
-            ControlFlow::Break(())
-        })
-    };
-    let generation = generate(&opened.model, &opened.params, sampler, &request, &mut on_token)?;
-    if let Some(error) = failure {
-        return Err(error);
+        }
+        let best = best.expect("one candidate at least");
+        let score = best.score.map_or("nothing to judge".to_owned(), |score| format!("{score:.4}"));
+        let _ = show(&format!("{}\n(best of {candidates} by {}: {score})", best.text, rerank.name()))?; // the caller notices a reader that went away
+        Ok(best)
     }
-    let rest = decoder.finish();
-    text.push_str(&rest);
-    let _ = show(&rest)?; // the caller notices a reader that went away
-    Ok((text, generation, all_weights))
+
+    /// One continuation; `show` gets its text piece by piece.
+    fn draw(&self, sequence: u64, show: Show) -> anyhow::Result<Sample> {
+        let Task { opened, tokenizer, sampler, command, prompt } = *self;
+        let stop_ids = end_ids(tokenizer);
+        let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &stop_ids };
+        let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
+        let colours = command.show.is_some() && std::io::stdout().is_terminal();
+        let mut weights = Vec::new();
+        let mut on_token = |Drawn { id, psyche }| {
+            // A padding row of the vocabulary has no bytes.
+            let piece = decoder.push(tokenizer.token_bytes(id).unwrap_or_default());
+            text.push_str(&piece);
+            weights.extend(psyche);
+            let piece = match psyche {
+                Some(weights) if colours && !piece.is_empty() => {
+                    let [r, g, b] = colour(weights);
+                    format!("\x1b[38;2;{r};{g};{b}m{piece}\x1b[0m")
+                }
+                _ => piece,
+            };
+            show(&piece).unwrap_or_else(|error| {
+                failure = Some(error);
+                ControlFlow::Break(())
+            })
+        };
+        let LoadedModel { model, params, .. } = opened;
+        let mut cache = cache(model, params, &request);
+        if let Some(file) = &command.memory {
+            memory_file::load(file, model, params, &mut cache)?;
+        }
+        let generation = generate_on(model, params, sampler, &request, &mut cache, &mut on_token)?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if let Some(file) = &command.memory {
+            memory_file::save(file, model, params, &mut cache)?;
+        }
+        let rest = decoder.finish();
+        text.push_str(&rest);
+        let _ = show(&rest)?; // the caller notices a reader that went away
+        Ok(Sample { text, generation, weights, score: None })
+    }
 }

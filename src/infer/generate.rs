@@ -67,6 +67,30 @@ pub fn generate(
     request: &Request,
     on_token: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> anyhow::Result<Generation> {
+    check_prompt(model.config(), request.prompt)?;
+    generate_on(model, params, sampler, request, &mut cache(model, params, request), on_token)
+}
+
+/// An empty cache with room for a sequence.
+pub fn cache(model: &Gpt, params: &Params, request: &Request) -> KvCache {
+    let config = model.config();
+    let capacity = request.prompt.len().saturating_add(request.tokens_max).min(config.max_seq_len);
+    KvCache::on(params.device(), config, capacity, params.dtype())
+}
+
+/// As [`generate`], with a [`cache`] that holds no token; what its memory holds is looked back on. The token that is drawn last has not passed
+/// through it.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_on(
+    model: &Gpt,
+    params: &Params,
+    sampler: &Sampler,
+    request: &Request,
+    cache: &mut KvCache,
+    on_token: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
+) -> anyhow::Result<Generation> {
     let (config, prompt) = (model.config(), request.prompt);
     check_prompt(config, prompt)?;
     let room = config.max_seq_len - prompt.len();
@@ -77,11 +101,10 @@ pub fn generate(
     let passed = prompt.len().min(PREFILL_TOKENS);
     let device = params.device();
     let arena = reserve_arena(device, config, Footprint { tokens: passed, logit_rows: 1, layers: 1 })?;
-    let mut cache = KvCache::on(device, config, prompt.len() + limit, params.dtype());
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
-        let (logits, psyche) = next(model, params, &arena, &pending, &mut cache);
+        let (logits, psyche) = next(model, params, &arena, &pending, cache);
         device.synchronise()?;
         let position = prompt.len() + tokens.len();
         let next = sampler

@@ -2,10 +2,13 @@
 //! Knows models, tapes and the tokenizer's interface; nothing of data sources or the command line.
 
 pub mod generate;
+pub mod memory_file;
+pub mod rerank;
 pub mod sampler;
 pub mod text;
 
-pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate};
+pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate, generate_on};
+pub use rerank::Rerank;
 pub use sampler::{Sampler, SamplerOptions};
 pub use text::{Utf8Stream, end_ids};
 

@@ -2,6 +2,8 @@
 
 mod command;
 mod generate;
+mod memory_file;
+mod rerank;
 mod sampler;
 mod text;
 
