@@ -53,6 +53,19 @@ pub struct MlpParams {
     pub down: ParamId,
 }
 
+/// What makes logits: `cap(x W^T)`, or `cap(x W^T + x' U^T)` where there is a product of low rank, `U` the first rows of a table. One that the
+/// layout calls fixed gets no gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadOperands<'a> {
+    /// `[N, C]`.
+    pub x: &'a Var,
+    /// `W [V, C]`.
+    pub weight: ParamId,
+    /// `x' [N, r]`, and the table `[.., r]` of `V` rows or more.
+    pub low_rank: Option<(&'a Var, ParamId)>,
+    pub softcap: Option<f64>,
+}
+
 /// A stretch of a model that is computed again in backward instead of being saved.
 #[derive(Clone)]
 pub struct Segment {
@@ -295,41 +308,45 @@ impl<'a> Tape<'a> {
         y
     }
 
-    /// Cross-entropy of the logits `cap(x W^T)`: losses `[N]` in nats. Each row enters the total loss by the factor
-    /// `grad_scale`; the gradient of `weight` is added at once.
-    pub fn lm_loss(
-        &mut self,
-        x: &Var,
-        weight: ParamId,
-        targets: &Tensor,
-        softcap: Option<f64>,
-        grad_scale: impl Into<Scale>,
-    ) -> Tensor {
-        self.judged_loss(x, weight, targets, softcap, grad_scale, lm_loss::Report::Losses).0
+    /// Cross-entropy of the logits that `head` makes: losses `[N]` in nats. Each row enters the total loss by the factor `grad_scale`; the
+    /// gradients of the matrices are added at once.
+    pub fn lm_loss(&mut self, head: HeadOperands, targets: &Tensor, grad_scale: impl Into<Scale>) -> Tensor {
+        self.judged_loss(head, targets, grad_scale, lm_loss::Report::Losses).0
     }
 
     /// As [`Tape::lm_loss`], with whether the likeliest token is wrong, `[N]`, where `report` asks for it.
     pub fn judged_loss(
         &mut self,
-        x: &Var,
-        weight: ParamId,
+        head: HeadOperands,
         targets: &Tensor,
-        softcap: Option<f64>,
         grad_scale: impl Into<Scale>,
         report: lm_loss::Report,
     ) -> (Tensor, Option<Tensor>) {
-        let gradients = match &mut self.grads {
-            Some(grads) if self.recording => {
-                Some(lm_loss::Gradients { scale: grad_scale.into(), dweight: grads.view_mut(weight) })
-            }
-            _ => None,
-        };
-        let head = self.params.view(weight);
-        let [v, _] = head.dims();
+        let HeadOperands { x, weight, low_rank, softcap } = head;
+        let matrix = self.params.view(weight);
+        let [v, _] = matrix.dims();
+        let codes = low_rank.map(|(_, codes)| self.params.first_rows(codes, v));
+        let learnt = low_rank.map(|(_, codes)| codes).filter(|&codes| self.params.layout().entry(codes).is_learnt());
+        let (mut gradients, mut dcodes) = (None, None);
+        if let Some(grads) = self.grads.as_mut().filter(|_| self.recording) {
+            let dweight = match learnt {
+                Some(codes) => {
+                    let [dweight, of_codes] = grads.with_first_rows_mut(weight, codes, v);
+                    dcodes = Some(of_codes);
+                    dweight
+                }
+                None => grads.view_mut(weight),
+            };
+            gradients = Some(lm_loss::Gradients { scale: grad_scale.into(), dweight });
+        }
+        let low = low_rank.zip(codes.as_ref());
+        let low = low.map(|((x, _), codes)| lm_loss::LowRank { x: &x.value, codes, dcodes });
+        let operands = lm_loss::Operands { x: &x.value, weight: &matrix, low_rank: low, softcap };
         let rows = lm_loss::chunk_rows(v, x.value.device().is_gpu());
-        let judged = lm_loss::judge(self.arena, &x.value, &head, targets, softcap, gradients, rows, report);
-        if let Some(dx) = judged.dx {
-            self.record(|| Node::Loss { name: "lm_loss", x: x.id, dx });
+        let judged = lm_loss::judge(self.arena, operands, targets, gradients, rows, report);
+        let leaves = [(Some(x.id), judged.dx), (low_rank.map(|(x, _)| x.id), judged.dx_low)];
+        for (x, dx) in leaves.into_iter().filter_map(|(x, dx)| x.zip(dx)) {
+            self.record(|| Node::Loss { name: "lm_loss", x, dx });
         }
         (judged.losses, judged.errors)
     }

@@ -3,7 +3,8 @@
 //! `logits = b + U P n(y~)`: `P` begins at zero, so the head begins at the unigram `b`, which is counted in the training data and
 //! fixed, as `idf` is. Codes `U` are learnt rows, or fixed vertices of a hypercube over `sqrt(K)`, laid out once so that tokens with alike
 //! neighbours in the training data share bits. A token's concept is its id modulo the number of concepts. The head reads the
-//! integrated state with its gradient scaled by rho; nothing reads the head.
+//! integrated state with its gradient scaled by rho. Nothing reads the head, unless `concept.feedback` is on: then the logits of the next token
+//! have `gamma U P n(y)` in them, `gamma` a number that begins at 0, and `y` gets the gradient of the language model in full.
 
 use super::ModelConfig;
 use super::gpt::Rows;
@@ -34,11 +35,21 @@ pub struct ConceptConfig {
     pub window: usize,
     /// Tokens from one prediction to the next.
     pub every: usize,
+    /// Whether the scores of concepts add to the logits of the next token, by a factor that is learnt.
+    pub feedback: bool,
 }
 
 impl Default for ConceptConfig {
     fn default() -> ConceptConfig {
-        ConceptConfig { enabled: false, count: 50_257, codes: ConceptCodes::Learned, rank: 64, window: 16, every: 8 }
+        ConceptConfig {
+            enabled: false,
+            count: 50_257,
+            codes: ConceptCodes::Learned,
+            rank: 64,
+            window: 16,
+            every: 8,
+            feedback: false,
+        }
     }
 }
 
@@ -98,17 +109,21 @@ impl PartConfig for ConceptConfig {
     }
 
     fn elems_per_token(&self, model: &ModelConfig) -> u64 {
-        (self.code_width() * (model.width + self.count)).div_ceil(self.every) as u64
+        let head = (self.code_width() * (model.width + self.count)).div_ceil(self.every);
+        let feedback = if self.feedback { self.code_width() * (model.width + model.vocab_size) } else { 0 };
+        (head + feedback) as u64
     }
 
     fn held(&self, model: &ModelConfig, n: usize, storage: Storage) -> Held {
         let (ConceptConfig { count, window, every, .. }, rank) = (*self, self.code_width());
         let m = n.div_ceil(every);
+        // The norm and its gradient, the product before and after the factor, and their gradients.
+        let feedback = if self.feedback { 2 * model.width + 4 * rank } else { 0 };
         // Narrow: the codes widened, and gradients of logits beside the logits.
         let logits = chunk_rows(count, storage.on_gpu).min(m) * count;
         let logits = if storage.is_narrow { logits + logits / 2 + count * rank } else { logits };
         Held {
-            elems_per_token: (3 * model.width + 3 * rank).div_ceil(every),
+            elems_per_token: (3 * model.width + 3 * rank).div_ceil(every) + feedback,
             loss_words: m * (window + 2) + logits,
             ..Held::default()
         }
@@ -154,6 +169,8 @@ pub struct Concept {
     config: ConceptConfig,
     projection: ParamId,
     params: ConceptParams,
+    /// `gamma [1, 1]`.
+    feedback: Option<ParamId>,
     eps: f64,
 }
 
@@ -172,7 +189,8 @@ impl Concept {
         let codes = push("codes.weight", &[count, rank], role, init);
         let bias = push("bias", &[count], Role::Fixed, Init::ZERO);
         let idf = push("idf", &[count], Role::Fixed, Init::Constant(1.0));
-        Concept { config: *config, projection, params: ConceptParams { codes, bias, idf }, eps }
+        let feedback = config.feedback.then(|| push("feedback.weight", &[1, 1], Role::Table, Init::ZERO));
+        Concept { config: *config, projection, params: ConceptParams { codes, bias, idf }, feedback, eps }
     }
 
     /// The windows of rows of `t` tokens: the first prediction is in the middle of the first stride, where there is a context.
@@ -199,6 +217,18 @@ impl Concept {
         let soon = windows.gather(tape.arena(), &rows.tokens, rows.doc_start.as_ref());
         let values = tape.concept_loss(&x, self.params, &soon, scale.weight.clone());
         Some(Loss { kind: LossKind::Concept, values })
+    }
+
+    /// What it adds to the logits of states `y [N, C]`, where it does: `gamma P n(y)`, `[N, r]`, to be multiplied with the codes of tokens,
+    /// which are the first rows of that table.
+    pub fn feedback(&self, tape: &mut Tape, y: &Var) -> Option<(Var, ParamId)> {
+        let gamma = self.feedback?;
+        let x = tape.rmsnorm(y, None, self.eps);
+        let x = tape.linear(&x, self.projection);
+        let [n, r] = x.value().shape().rows_cols();
+        let column = tape.reshape(x, [n * r, 1]);
+        let scaled = tape.linear(&column, gamma);
+        Some((tape.reshape(scaled, [n, r]), self.params.codes))
     }
 
     /// Fills in what is counted in the training data: `idf = log((N + 1) / (n_c + 1)) + 1` over the windows of the statistics, and

@@ -24,9 +24,10 @@ use crate::data::Batch;
 use crate::data::statistics::Statistics;
 use crate::device::Device;
 use crate::error::UserError;
+use crate::ops::linear;
 use crate::ops::lm_loss::{IGNORE, Report};
 use crate::ops::rope::{Table, frequencies};
-use crate::tape::{Tape, Var};
+use crate::tape::{HeadOperands, Tape, Var};
 use crate::tensor::random::Philox;
 use crate::tensor::{Arena, DType, Init, Layout, ParamId, Params, Role, Scale, Tensor};
 pub use look::{LOGIT_ROWS, Look, log_sum};
@@ -247,8 +248,9 @@ impl Gpt {
         recompute: Recompute,
     ) -> Tensor {
         let trunk = self.trunk_of_rows(tape, rows, recompute, &mut Carried::default());
-        let Integrated { x, .. } = self.integrate(tape, trunk.end);
-        tape.lm_loss(&x, self.head, targets, self.config.softcap(), grad_scale)
+        let Integrated { y, x, .. } = self.integrate(tape, trunk.end);
+        let feedback = self.feedback(tape, &y);
+        tape.lm_loss(self.head_operands(&x, &feedback), targets, grad_scale)
     }
 
     /// Every loss that the model has, the language model's first; each counts as `scales` say when the tape records. The rows go on from
@@ -267,8 +269,9 @@ impl Gpt {
         let Integrated { y, x, .. } = self.integrate(tape, end);
         let lm = scales.of(LossKind::Lm).weight.clone();
         let report = if observed.is_some() { Report::LossesAndErrors } else { Report::Losses };
-        let (values, errors) = tape.judged_loss(&x, self.head, targets, self.config.softcap(), lm, report);
-        drop(x);
+        let feedback = self.feedback(tape, &y);
+        let (values, errors) = tape.judged_loss(self.head_operands(&x, &feedback), targets, lm, report);
+        drop((x, feedback));
         let of_self = observed.zip(errors).map(|((self_model, [ego, superego]), errors)| {
             let seen = Seen { superego: &superego, losses: &values, errors: &errors, targets };
             self_model.loss(tape, &ego, seen, scales.of(LossKind::SelfModel))
@@ -413,13 +416,32 @@ impl Gpt {
         let is_early = matches!(end, TrunkEnd::Early { .. });
         let observed = self.self_model.as_ref().zip(end.deeper_stages());
         let said = observed.map(|(self_model, [ego, _])| self_model.forward(tape, &ego).value().clone());
-        let Integrated { x, psyche, .. } = self.integrate(tape, end);
-        let logits = tape.linear(&x, self.head);
-        let logits = match self.config.softcap() {
-            Some(cap) => tape.softcap(logits, cap),
-            None => logits,
-        };
-        Output { logits: logits.value().clone(), psyche, code, said, is_early }
+        let Integrated { y, x, psyche } = self.integrate(tape, end);
+        Output { logits: self.head_logits(tape, &y, &x), psyche, code, said, is_early }
+    }
+
+    /// What the concept head adds to the logits of states `y [N, C]`, where it does: `[N, r]`, and the table of the other factor.
+    fn feedback(&self, tape: &mut Tape, y: &Var) -> Option<(Var, ParamId)> {
+        self.concept.as_ref().and_then(|concept| concept.feedback(tape, y))
+    }
+
+    fn head_operands<'a>(&self, x: &'a Var, feedback: &'a Option<(Var, ParamId)>) -> HeadOperands<'a> {
+        let low_rank = feedback.as_ref().map(|(x, codes)| (x, *codes));
+        HeadOperands { x, weight: self.head, low_rank, softcap: self.config.softcap() }
+    }
+
+    /// Logits `[N, V]` of states `y [N, C]`, whose norm is `x`; they take no gradient.
+    fn head_logits(&self, tape: &mut Tape, y: &Var, x: &Var) -> Tensor {
+        let mut logits = tape.linear(x, self.head);
+        if let Some((x, codes)) = self.feedback(tape, y) {
+            let codes = tape.params().first_rows(codes, self.config.vocab_size);
+            let sum = linear::forward_onto(tape.arena(), x.value(), &codes, logits.value());
+            logits = tape.input(sum);
+        }
+        match self.config.softcap() {
+            Some(cap) => tape.softcap(logits, cap).value().clone(),
+            None => logits.value().clone(),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::losses::{Loss, LossKind, LossScale};
 use super::parts::{Held, PartConfig, Storage};
 use crate::ops::latent::{CHUNK, Chunks, Gathered, Options};
 use crate::ops::lm_loss::{Report, chunk_rows};
-use crate::tape::{Measure, MlpParams, Note, Tape, Var};
+use crate::tape::{HeadOperands, Measure, MlpParams, Note, Tape, Var};
 use crate::tensor::{Init, Layout, ParamId, Role, Scale, Span, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -228,8 +228,8 @@ impl Latent {
         let x = self.decode(tape, &z);
         drop((h, z));
         let targets = gathered.targets.reshape([gathered.targets.elems()]);
-        let (losses, errors) =
-            tape.judged_loss(&x, self.head, &targets, None, scale.weight.clone(), Report::LossesAndErrors);
+        let head = HeadOperands { x: &x, weight: self.head, low_rank: None, softcap: None };
+        let (losses, errors) = tape.judged_loss(head, &targets, scale.weight.clone(), Report::LossesAndErrors);
         let note = |name, values, measure| Note { name, values, of: kind.index(), measure };
         tape.note(|| note("latent.bits", losses.clone(), Measure::Bits));
         tape.note(|| note("latent.accuracy", errors.expect("asked for"), Measure::Accuracy));

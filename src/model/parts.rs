@@ -176,6 +176,13 @@ impl Parts {
                 "{name}.enabled = true needs {other}; set {other}.enabled=true or {name}.enabled=false"
             )));
         }
+        let concept = &self.concept;
+        if concept.enabled && concept.feedback && concept.count < model.vocab_size {
+            return Err(UserError(format!(
+                "concept.feedback needs a concept for each token: concept.count = {} is below model.vocab_size = {}; raise it or set concept.feedback=false",
+                concept.count, model.vocab_size
+            )));
+        }
         self.all().into_iter().find_map(PartConfig::complaint).map_or(Ok(()), |complaint| Err(UserError(complaint)))
     }
 }

@@ -1,8 +1,10 @@
-//! LM head and cross-entropy in one op: `l = cap(x W^T)`, `loss_n = log sum exp l_n - l_n[target_n]`.
+//! LM head and cross-entropy in one op: `l = cap(x W^T)`, `loss_n = log sum exp l_n - l_n[target_n]`; on request `l = cap(x W^T + x' U^T)`, `x'` of
+//! few columns.
 //!
 //! Rows are taken in chunks, so all `N x V` logits never exist at once. In training the gradients are formed in the
 //! same pass (the loss is a leaf whose factor is known beforehand), so no logit is computed twice:
-//! `dl = grad_scale (softmax(l) - onehot) (1 - (l / cap)^2)`, `dx = dl W`, `dW += dl^T x`. Backward then only hands `dx` on.
+//! `dl = grad_scale (softmax(l) - onehot) (1 - (l / cap)^2)`, `dx = dl W`, `dW += dl^T x`, `dx' = dl U`, `dU += dl^T x'`. Backward then only hands
+//! `dx` and `dx'` on.
 //! On request the same pass says of each row whether another token's logit is above the target's.
 
 use super::softcap::{cap_slope, cap_value};
@@ -30,6 +32,26 @@ pub fn chunk_rows(v: usize, on_gpu: bool) -> usize {
     (elems / v.max(1)).clamp(16, elems >> 9)
 }
 
+/// What logits are made of.
+pub struct Operands<'a> {
+    /// `[N, C]`.
+    pub x: &'a Tensor,
+    /// `[V, C]`.
+    pub weight: &'a Tensor,
+    pub low_rank: Option<LowRank<'a>>,
+    pub softcap: Option<f64>,
+}
+
+/// A product of low rank that is added to the logits before the soft-cap.
+pub struct LowRank<'a> {
+    /// `x' [N, r]`.
+    pub x: &'a Tensor,
+    /// `U [V, r]`.
+    pub codes: &'a Tensor,
+    /// `[V, r]`, added to, where the codes are learnt and gradients are formed.
+    pub dcodes: Option<TensorMut<'a>>,
+}
+
 /// How gradients are formed.
 pub struct Gradients<'a> {
     /// Factor of every row's loss in the total.
@@ -54,6 +76,8 @@ pub struct Judged {
     pub errors: Option<Tensor>,
     /// `[N, C]`, where gradients are asked for.
     pub dx: Option<Tensor>,
+    /// `[N, r]`, where gradients are asked for and there is a product of low rank.
+    pub dx_low: Option<Tensor>,
 }
 
 /// `x [N, C]`, `weight [V, C]`, `targets [N]` -> losses `[N]` in nats (accumulator type, 0 where ignored) and, where
@@ -86,40 +110,43 @@ pub fn forward_in_chunks(
     gradients: Option<Gradients>,
     rows: usize,
 ) -> (Tensor, Option<Tensor>) {
-    let Judged { losses, dx, .. } = judge(arena, x, weight, targets, softcap, gradients, rows, Report::Losses);
+    let operands = Operands { x, weight, low_rank: None, softcap };
+    let Judged { losses, dx, .. } = judge(arena, operands, targets, gradients, rows, Report::Losses);
     (losses, dx)
 }
 
-/// [`forward_in_chunks`], which also says where the likeliest token is wrong if `report` asks for it.
+/// [`forward_in_chunks`] of these operands, which also says where the likeliest token is wrong if `report` asks for it.
 ///
 /// # Panics
 /// As [`forward`].
-#[allow(clippy::too_many_arguments)] // those of `forward_in_chunks`, and what is asked for
 pub fn judge(
     arena: &Arena,
-    x: &Tensor,
-    weight: &Tensor,
+    operands: Operands,
     targets: &Tensor,
-    softcap: Option<f64>,
     mut gradients: Option<Gradients>,
     rows: usize,
     report: Report,
 ) -> Judged {
-    let ([n, c], [v, _]) = (x.shape().rows_cols(), weight.dims());
+    let ([n, c], [v, _]) = (operands.x.shape().rows_cols(), operands.weight.dims());
     assert_eq!(targets.elems(), n, "targets");
     let rows = rows.min(n);
-    if let Device::Gpu(gpu) = x.device() {
-        return launch_forward(gpu, arena, x, weight, targets, softcap, gradients, rows, report);
+    if let Device::Gpu(gpu) = operands.x.device() {
+        return launch_forward(gpu, arena, operands, targets, gradients, rows, report);
     }
+    let Operands { x, weight, mut low_rank, softcap } = operands;
     let targets = targets.as_slice::<u32>();
     assert!(targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "target beyond a vocabulary of {v}");
     let wide = x.dtype().accumulator();
     let (xw, ww) = (x.cast(arena, wide), weight.cast(arena, wide));
+    let low_wide = low_rank.as_ref().map(|low| [low.x.cast(arena, wide), low.codes.cast(arena, wide)]);
     let [mut losses, mut errors] = [(); 2].map(|()| Tensor::uninit(arena, [n], wide));
-    let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], wide));
+    let of_rows = |cols: usize| Tensor::uninit(arena, [n, cols], wide);
+    let mut dx = gradients.is_some().then(|| of_rows(c));
+    let mut dx_low = low_wide.as_ref().filter(|_| gradients.is_some()).map(|[x, _]| of_rows(x.shape().rows_cols()[1]));
     let mut logits = Tensor::uninit(arena, [rows, v], wide);
     for_float!(wide, F => {
         let (x, w) = (xw.as_slice::<F>(), Mat::new(ww.as_slice::<F>(), v, c));
+        let low = low_wide.as_ref().map(|[x, codes]| (x.as_slice::<F>(), codes.as_slice::<F>(), codes.dims::<2>()[1]));
         let cap = softcap.map(F::from_f64);
         let scale = gradients.as_ref().map(|g| F::from_f64(g.scale.value()));
         for start in (0..n).step_by(rows) {
@@ -127,6 +154,12 @@ pub fn judge(
             let logits = &mut logits.as_mut_slice::<F>()[..chunk.len() * v];
             let x = Mat::new(&x[chunk.start * c..chunk.end * c], chunk.len(), c);
             matmul(logits, x, w.t(), WriteMode::Overwrite, Threads::All);
+            let low = low.map(|(x, codes, r)| {
+                (Mat::new(&x[chunk.start * r..chunk.end * r], chunk.len(), r), Mat::new(codes, v, r), r)
+            });
+            if let Some((x, codes, _)) = low {
+                matmul(logits, x, codes.t(), WriteMode::Accumulate, Threads::All);
+            }
             let losses = losses.as_mut_slice::<F>()[chunk.clone()].par_iter_mut();
             let told = losses.zip(&mut errors.as_mut_slice::<F>()[chunk.clone()]);
             logits.par_chunks_mut(v).zip(told).zip(&targets[chunk.clone()]).with_min_len(4).for_each(
@@ -137,16 +170,23 @@ pub fn judge(
                     );
                 },
             );
+            let dl = Mat::new(logits, chunk.len(), v);
             if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
-                let dl = Mat::new(logits, chunk.len(), v);
                 let dx = &mut dx.as_mut_slice::<F>()[chunk.start * c..chunk.end * c];
                 matmul(dx, dl, w, WriteMode::Overwrite, Threads::All);
                 matmul(gradients.dweight.as_mut_slice(), dl.t(), x, WriteMode::Accumulate, Threads::All);
             }
+            if let (Some(dx), Some((x, codes, r))) = (&mut dx_low, low) {
+                let dx = &mut dx.as_mut_slice::<F>()[chunk.start * r..chunk.end * r];
+                matmul(dx, dl, codes, WriteMode::Overwrite, Threads::All);
+                if let Some(dcodes) = low_rank.as_mut().and_then(|low| low.dcodes.as_mut()) {
+                    matmul(dcodes.as_mut_slice(), dl.t(), x, WriteMode::Accumulate, Threads::All);
+                }
+            }
         }
     });
-    let dx = dx.map(|dx| dx.cast(arena, x.dtype()));
-    Judged { losses, errors: (report == Report::LossesAndErrors).then_some(errors), dx }
+    let [dx, dx_low] = [dx, dx_low].map(|dx| dx.map(|dx| dx.cast(arena, x.dtype())));
+    Judged { losses, errors: (report == Report::LossesAndErrors).then_some(errors), dx, dx_low }
 }
 
 /// The loss of a row of logits, and whether one is above the target's; with `scale` the row becomes the gradient of the logits
@@ -182,22 +222,22 @@ fn loss_row<F: Float>(row: &mut [F], target: u32, cap: Option<F>, scale: Option<
     (sum.ln() + peak - at_target, error)
 }
 
-#[allow(clippy::too_many_arguments)] // those of `judge`, and the device
 fn launch_forward(
     gpu: &Gpu,
     arena: &Arena,
-    x: &Tensor,
-    weight: &Tensor,
+    operands: Operands,
     targets: &Tensor,
-    softcap: Option<f64>,
     mut gradients: Option<Gradients>,
     rows: usize,
     report: Report,
 ) -> Judged {
+    let Operands { x, weight, mut low_rank, softcap } = operands;
     let ([n, c], [v, _], dtype) = (x.shape().rows_cols(), weight.dims(), x.dtype());
     let mut losses = Tensor::uninit(arena, [n], DType::F32);
     let mut errors = (report == Report::LossesAndErrors).then(|| Tensor::uninit(arena, [n], DType::F32));
     let mut dx = gradients.is_some().then(|| Tensor::uninit(arena, [n, c], dtype));
+    let rank = low_rank.as_ref().map(|low| low.codes.dims::<2>()[1]);
+    let mut dx_low = rank.filter(|_| gradients.is_some()).map(|r| Tensor::uninit(arena, [n, r], dtype));
     let mut logits = Tensor::uninit(arena, [rows * v], DType::F32);
     // f32 gradients replace their logits.
     let mut narrow = (gradients.is_some() && dtype == DType::Bf16).then(|| Tensor::uninit(arena, [rows * v], dtype));
@@ -208,6 +248,11 @@ fn launch_forward(
         let x = Operand::new(&x.view(start * c, [count, c]), count, c);
         let targets = targets.view(start, [count]);
         gemm(arena, &mut logits.view_mut(0, [count, v]), x, weight.t(), WriteMode::Overwrite);
+        let low_here = low_rank.as_ref().zip(rank).map(|(low, r)| (low.x.view(start * r, [count, r]), low.codes, r));
+        if let Some((x, codes, r)) = &low_here {
+            let (x, codes) = (Operand::new(x, count, *r), Operand::new(codes, v, *r));
+            gemm(arena, &mut logits.view_mut(0, [count, v]), x, codes.t(), WriteMode::Accumulate);
+        }
         let (z, grid) = (logits.alias(), Grid::linear(count));
         let mut losses = losses.view_mut(start, [count]);
         let mut errors = errors.as_mut().map(|errors| errors.view_mut(start, [count]));
@@ -243,14 +288,19 @@ fn launch_forward(
                 v,
             );
         }
-        if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
-            let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);
-            let dl = Operand::new(&dlogits, count, v);
-            gemm(arena, &mut dx.view_mut(start * c, [count, c]), dl, weight, WriteMode::Overwrite);
-            gemm(arena, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
+        let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) else { continue };
+        let dlogits = narrow.as_ref().unwrap_or(&logits).view(0, [count, v]);
+        let dl = Operand::new(&dlogits, count, v);
+        gemm(arena, &mut dx.view_mut(start * c, [count, c]), dl, weight, WriteMode::Overwrite);
+        gemm(arena, &mut gradients.dweight, dl.t(), x, WriteMode::Accumulate);
+        if let (Some(dx), Some((x, codes, r))) = (&mut dx_low, &low_here) {
+            gemm(arena, &mut dx.view_mut(start * r, [count, *r]), dl, Operand::new(codes, v, *r), WriteMode::Overwrite);
+            if let Some(dcodes) = low_rank.as_mut().and_then(|low| low.dcodes.as_mut()) {
+                gemm(arena, dcodes, dl.t(), Operand::new(x, count, *r), WriteMode::Accumulate);
+            }
         }
     }
-    Judged { losses, errors, dx }
+    Judged { losses, errors, dx, dx_low }
 }
 
 /// Losses in plain loops.

@@ -201,6 +201,13 @@ impl Params {
         self.rounded.as_ref().unwrap_or(&self.master).view(offset, shape)
     }
 
+    /// The first rows of a table.
+    pub fn first_rows(&self, table: ParamId, rows: usize) -> Tensor {
+        let table = self.view(table);
+        let [_, cols] = table.dims();
+        table.view(0, [rows, cols])
+    }
+
     /// A parameter's master values: what is never rounded.
     pub fn master_view(&self, id: ParamId) -> Tensor {
         let (offset, shape) = self.layout.span(id.into());
@@ -284,6 +291,13 @@ impl Grads {
     /// The gradients of two parameters or stacks of them.
     pub fn pair_mut(&mut self, first: impl Into<Span>, second: impl Into<Span>) -> [TensorMut<'_>; 2] {
         self.disjoint_mut([first.into(), second.into()])
+    }
+
+    /// The gradients of a parameter and of the first rows of a table.
+    pub fn with_first_rows_mut(&mut self, first: ParamId, table: ParamId, rows: usize) -> [TensorMut<'_>; 2] {
+        let (offset, shape) = self.layout.span(table.into());
+        let [_, cols] = shape.dims();
+        self.flat.view_mut_disjoint([self.layout.span(first.into()), (offset, Shape::from([rows, cols]))])
     }
 
     /// The gradient of one parameter.

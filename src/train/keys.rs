@@ -73,6 +73,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("concept.rank", "width of a learned code"),
     ("concept.window", "tokens that come soon, from the one after next"),
     ("concept.every", "tokens from one prediction to the next"),
+    ("concept.feedback", "add the scores of concepts to the logits, by a factor that begins at 0"),
     (
         "memetic.enabled",
         "let Ego's stream read a bank of memes, of which a few are replaced by offspring of others now and then",

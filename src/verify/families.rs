@@ -71,6 +71,7 @@ pub const FAMILIES: &[Family] = &[
     on_device("attention_flash", attention::flash_on),
     on_device("kv_cache", state::kv_cache_on),
     cases("lm_loss", products::lm_loss),
+    cases("lm_loss_low_rank", products::lm_loss_low_rank),
     on_device("grad_norm", state::grad_norm_on),
     on_device("clip", state::clip_on),
     on_device("adamw", state::adamw_on),

@@ -88,7 +88,8 @@ pub fn judged_on(gpu: &'static Gpu, extent: Extent) -> Cases {
             let (targets, mut grads) = (Tensor::from_slice(arena, [n], &targets), grads(arena, dtype, &[w.shape()]));
             let gradients =
                 with_gradients.then(|| Gradients { scale: 1.0.into(), dweight: grads.view_mut(ParamId(0)) });
-            let judged = lm_loss::judge(arena, &x, &w, &targets, None, gradients, 8, Report::LossesAndErrors);
+            let operands = lm_loss::Operands { x: &x, weight: &w, low_rank: None, softcap: None };
+            let judged = lm_loss::judge(arena, operands, &targets, gradients, 8, Report::LossesAndErrors);
             [judged.losses.to_f64(), judged.errors.map_or(vec![], |errors| errors.to_f64())]
         };
         let [losses, errors] = run(&host, DType::F64, false);

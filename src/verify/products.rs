@@ -111,6 +111,53 @@ pub fn lm_loss(extent: Extent, check: Check) -> Cases {
     })
 }
 
+/// The same with a product of low rank on top: as if its rows stood behind those of the head.
+pub fn lm_loss_low_rank(extent: Extent, check: Check) -> Cases {
+    const FACTOR: f64 = 0.37;
+    let shapes = [(5, 7, 3, 13, Some(2.0), 16), (33, 20, 5, 97, None, 11), (9, 6, 16, 300, Some(15.0), 4)];
+    pick(&shapes, 2, extent).try_for_each(|&(n, c, r, v, cap, rows)| {
+        let mut targets = integers("low-rank targets", n, v);
+        targets[1] = lm_loss::IGNORE;
+        check(&OpCase {
+            name: format!("lm_loss {n}x{c} and {r} of {v} cap {cap:?}"),
+            inputs: vec![
+                normals("lm x", n * c),
+                normals("lm w", v * c),
+                normals("low-rank x", n * r),
+                normals("low-rank codes", v * r),
+            ],
+            longest_sum: v,
+            run: &|arena, dtype, inputs, dy| {
+                let of = |i: usize, shape: [usize; 2]| at(arena, dtype, shape, &inputs[i]);
+                let (x, w, low, codes) = (of(0, [n, c]), of(1, [v, c]), of(2, [n, r]), of(3, [v, r]));
+                let (mut grads, ids) =
+                    (grads(arena, dtype, &[w.shape(), codes.shape()]), Tensor::from_slice(arena, [n], &targets));
+                let scale = FACTOR * (dy[0] + dy[1]);
+                let judge = |gradients, dcodes| {
+                    let low_rank = Some(lm_loss::LowRank { x: &low, codes: &codes, dcodes });
+                    let operands = lm_loss::Operands { x: &x, weight: &w, low_rank, softcap: cap };
+                    lm_loss::judge(arena, operands, &ids, gradients, rows, lm_loss::Report::Losses)
+                };
+                let [dweight, dcodes] = grads.pair_mut(ParamId(0), ParamId(1));
+                let judged = judge(Some(lm_loss::Gradients { scale: scale.into(), dweight }), Some(dcodes));
+                let plain = judge(None, None);
+                let total = |losses: Tensor| losses.to_f64().iter().sum::<f64>() * FACTOR;
+                let [dx, dlow] = [judged.dx, judged.dx_low].map(|dx| dx.map_or(vec![], |dx| dx.to_f64()));
+                let gradients = vec![dx, gradient(&grads, 0), dlow, gradient(&grads, 1)];
+                Outcome { output: vec![total(judged.losses), total(plain.losses)], gradients }
+            },
+            reference: &|inputs| {
+                let join = |a: &[f64], b: &[f64]| {
+                    a.chunks(c).zip(b.chunks(r)).flat_map(|(a, b)| [a, b].concat()).collect::<Vec<f64>>()
+                };
+                let (x, w) = (join(&inputs[0], &inputs[2]), join(&inputs[1], &inputs[3]));
+                let losses = lm_loss::reference(&x, &w, c + r, &targets, cap);
+                vec![losses.iter().sum::<f64>() * FACTOR; 2]
+            },
+        })
+    })
+}
+
 /// `a [m, k] b [k, n]` in plain loops.
 pub fn product(a: &[f64], b: &[f64], [m, n, k]: [usize; 3]) -> Vec<f64> {
     (0..m * n).map(|i| (0..k).map(|x| a[i / n * k + x] * b[x * n + i % n]).sum()).collect()

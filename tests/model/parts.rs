@@ -30,6 +30,12 @@ fn concept() -> Parts {
     Parts { concept, ..Parts::default() }
 }
 
+/// A concept for each token, and two that no token has.
+fn feedback(codes: ConceptCodes) -> Parts {
+    let concept = ConceptConfig { count: 31, codes, feedback: true, ..concept().concept };
+    Parts { concept, ..Parts::default() }
+}
+
 /// Codes are counted in data: two topics, each with words of its own, are told apart by the highest bit.
 #[test]
 fn concepts_with_alike_neighbours_share_bits() {
@@ -116,6 +122,12 @@ pub fn each() -> Vec<Alone> {
     let sources = [PsycheSource::Superego, PsycheSource::Id, PsycheSource::Static];
     let psyches = sources.map(|source| Alone { parts: psyche(source), outputs, is_read: true });
     let concept = Alone { parts: concept(), outputs: &["nanochat.concept.projection.weight"], is_read: false };
+    let outputs = &["nanochat.concept.feedback.weight"];
+    let feedbacks = [ConceptCodes::Learned, ConceptCodes::Hypercube].map(|codes| Alone {
+        parts: feedback(codes),
+        outputs,
+        is_read: true,
+    });
     let outputs = &["nanochat.hypercube.output.weight"];
     let hypercube = Alone { parts: hypercube(), outputs, is_read: true };
     let memetic = Alone { parts: memetic(), outputs: &["nanochat.memetic.output.weight"], is_read: true };
@@ -131,6 +143,7 @@ pub fn each() -> Vec<Alone> {
     let digits = Alone { parts: digits(), outputs, is_read: true };
     psyches
         .into_iter()
+        .chain(feedbacks)
         .chain([concept, hypercube, memetic, self_model, latent, abacus, memory, energy, digits])
         .collect()
 }

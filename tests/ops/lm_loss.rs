@@ -4,6 +4,7 @@ use nanochat_gpu::ops::lm_loss::{self, Gradients, IGNORE, forward_in_chunks as f
 #[test]
 fn cases() {
     check(verify::products::lm_loss);
+    check(verify::products::lm_loss_low_rank);
 }
 
 #[test]
@@ -29,9 +30,13 @@ fn an_error_is_a_logit_above_the_targets() {
     for dtype in [DType::F64, DType::F32, DType::Bf16] {
         let (x, w) = (tensor(&arena, dtype, [4, 1], &[1.0; 4]), tensor(&arena, dtype, [4, 1], &[1.0, 3.0, 3.0, 2.0]));
         let targets = ids(&arena, &[1, 3, 2, IGNORE]);
-        let judged = lm_loss::judge(&arena, &x, &w, &targets, None, None, 2, lm_loss::Report::LossesAndErrors);
+        let judge = |report| {
+            let operands = lm_loss::Operands { x: &x, weight: &w, low_rank: None, softcap: None };
+            lm_loss::judge(&arena, operands, &targets, None, 2, report)
+        };
+        let judged = judge(lm_loss::Report::LossesAndErrors);
         assert_eq!(judged.errors.unwrap().to_f64(), [0.0, 1.0, 0.0, 0.0]);
-        let quiet = lm_loss::judge(&arena, &x, &w, &targets, None, None, 2, lm_loss::Report::Losses);
+        let quiet = judge(lm_loss::Report::Losses);
         assert!(quiet.errors.is_none() && quiet.losses.to_f64() == judged.losses.to_f64());
     }
 }

@@ -216,6 +216,13 @@ fn keys_out_of_range_are_refused_in_one_line() {
         assert!(is_user_error(&error), "{error:#}");
         format!("{error:#}")
     };
+    let mut few = Layers::default();
+    ["concept.enabled=true", "concept.feedback=true", "concept.count=200"].iter().for_each(|key| few.set(key).unwrap());
+    let error = few.resolve(300).unwrap_err();
+    assert!(
+        is_user_error(&error) && format!("{error:#}").contains("raise it or set concept.feedback=false"),
+        "{error:#}"
+    );
     assert!(refused("hypercube.bits=17").contains("between 1 and 16"));
     assert!(refused("loss.concept.weight=-1").contains("loss.concept.weight = -1"));
     assert!(refused("loss.entropy.rho=2").contains("loss.entropy.rho = 2"));

@@ -394,6 +394,7 @@ fn the_memory_estimate_bounds_what_the_arena_holds_closely() {
         &["model.layers=3", "psyche.enabled=true"],
         &["model.layers=3", "hypercube.enabled=true"],
         &["model.layers=3", "concept.enabled=true"],
+        &["model.layers=3", "concept.enabled=true", "concept.feedback=true"],
         &["model.layers=3", "self_model.enabled=true"],
         &["model.layers=3", "latent.enabled=true"],
         &["model.layers=3", "latent.enabled=true", "energy.enabled=true"],

@@ -39,12 +39,8 @@ impl Gpt {
 
     /// Logits `[R, V]` of the tokens numbered `at`.
     pub fn logits_at(&self, tape: &mut Tape, look: &Look, at: &[u32]) -> Tensor {
-        let x = rows_at(tape, &look.x, at);
-        let logits = tape.linear(&x, self.head);
-        match self.config.softcap() {
-            Some(cap) => tape.softcap(logits, cap).value().clone(),
-            None => logits.value().clone(),
-        }
+        let [y, x] = [&look.y, &look.x].map(|rows| rows_at(tape, rows, at));
+        self.head_logits(tape, &y, &x)
     }
 
     /// The log-probability of each token of `ids [R]` after the token numbered the same in `at [R]`.
