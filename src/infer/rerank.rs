@@ -66,7 +66,7 @@ impl Rerank {
             return Ok(None);
         }
         let device = params.device();
-        let arena = reserve_arena(device, model.config(), Footprint::of_loss(model.config(), text.len()))?;
+        let arena = reserve_arena(device, model.config(), Footprint::of_loss(device, model.config(), text.len()))?;
         let mut tape = Tape::inference(&arena, params);
         let rows = Rows::new(&arena, &text, text.len(), Some(&vec![0; text.len()]));
         let look = model.look(&mut tape, &rows, &mut Carried::default());

@@ -6,6 +6,7 @@
 
 use super::begin::meet_tokenizer;
 use super::config::{Layers, RunConfig};
+use super::losses::LossConfig;
 use super::plot::{Spread, spreads_svg};
 use super::trainer::{End, Event, Observer, Trainer};
 use crate::formats::checkpoint::replace_file;
@@ -69,10 +70,11 @@ pub fn arms(parts: &[String]) -> anyhow::Result<Vec<Arm>> {
     let mut arms = vec![arm(PLAIN.into(), Vec::new(), PLAIN)];
     for name in parts {
         arms.push(arm(name.clone(), on(&[name]), PLAIN));
-        let losses = part(name).losses();
-        if !losses.is_empty() {
-            let probe = losses.iter().map(|kind| format!("loss.{}.rho=0", kind.name()));
-            arms.push(arm(format!("{name}, probe"), on(&[name]).into_iter().chain(probe).collect(), PLAIN));
+        // Of losses that reach the trunk; those of the latent never do.
+        let reaching = part(name).losses().iter().filter(|&&kind| LossConfig::default().of(kind).rho > 0.0);
+        let probe: Vec<String> = reaching.map(|kind| format!("loss.{}.rho=0", kind.name())).collect();
+        if !probe.is_empty() {
+            arms.push(arm(format!("{name}, probe"), [on(&[name]), probe].concat(), PLAIN));
         }
         for (what, set) in part(name).controls() {
             let sets = on(&[name]).into_iter().chain([set.to_string()]).collect();

@@ -1,7 +1,9 @@
 //! Ablations through the real binary: all arms, going on where they were, and what they are refused for.
 
 use super::{last_object, read, refused, run, succeed};
+use nanochat_gpu::model::parts::TABLES;
 use nanochat_gpu::train::ablation::{Moments, arms};
+use nanochat_gpu::train::config::Layers;
 
 const LINE: &str = "ablate --data synthetic:addition --depth 3 --steps 3 --seeds 2 --parts psyche,hypercube --out out \
                     --set model.width=32 --set train.seq_len=16 --set train.rows=2 --set train.batch_tokens=32 \
@@ -61,6 +63,19 @@ fn all_arms_run_once_and_are_compared() {
     refused(folder, &LINE.replace("psyche,hypercube", "psyche,ego"), &["no part named ego", "psyche, concept"]);
     refused(folder, &format!("{LINE} --only nothing"), &["no arm", "nothing"]);
     refused(folder, &LINE.replace("--depth 3", "--depth 2").replace("--out out", "--out two"), &["3 layers or more"]);
+}
+
+/// Also the probes: a loss that reaches no trunk anyway has none.
+#[test]
+fn every_arm_of_every_part_is_a_configuration() {
+    let names: Vec<String> = TABLES.iter().map(|name| name.to_string()).collect();
+    let arms = arms(&names).unwrap();
+    assert!(arms.len() > 3 * names.len());
+    for arm in arms {
+        let layers = Layers::default();
+        let config = arm.config(&layers, 1, 512).unwrap_or_else(|error| panic!("{}: {error:#}", arm.name));
+        assert_eq!(config.train.seed, 1);
+    }
 }
 
 #[test]
