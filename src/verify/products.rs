@@ -185,7 +185,7 @@ pub const GEMM: [[usize; 3]; 11] = [
 
 /// The same where `wgmma` multiplies if the device has it: sizes that fill its tiles and that do not, several tiles for a block, and K
 /// that is a multiple of a step, that ends inside one, that fills the ring more than once, and in parts.
-pub const WIDE: [[usize; 3]; 5] = [[128, 256, 64], [72, 136, 8], [200, 272, 72], [136, 520, 328], [144, 136, 1080]];
+pub const WIDE: [[usize; 3]; 5] = [[128, 256, 64], [72, 136, 8], [200, 272, 72], [136, 520, 200], [144, 136, 1080]];
 
 /// Types of the operands and of the result of products that there are kernels for.
 pub const GEMM_TYPES: [[DType; 2]; 3] =

@@ -26,6 +26,10 @@ use ptxsim::options::{AsyncPolicy, Options, Schedule, TensorMode};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Of the kernels for compute capability 9.0, instances of one template, both layouts of each operand and both types of C: a run of
+/// one takes as long as of several others.
+const WGMMA: [&str; 2] = ["gemm_wgmma_ak_bk_bf16", "gemm_wgmma_am_bn_bf16_to_f32"];
+
 /// Barriers that may go: kernel, how many, and why.
 const HARMLESS: &[(&str, usize, &str)] = &[];
 
@@ -273,7 +277,7 @@ fn a_missing_barrier_is_reported() {
 
 #[test]
 fn a_missing_barrier_of_a_kernel_for_hopper_is_reported() {
-    take_out_barriers(HOPPER, |kernel| !kernel.only.is_empty());
+    take_out_barriers(HOPPER, |kernel| WGMMA.contains(&kernel.name));
 }
 
 /// Takes the barriers out of the kernels that `wanted` names, as a device of this capability runs them.
