@@ -130,6 +130,9 @@ fn the_command_lists_times_and_counts() {
         assert!((rate - row["gb_per_s"].as_f64().unwrap()).abs() <= 1e-9 * rate, "{row}");
         assert!(row["share_of_copy"].as_f64().unwrap() > 0.0 && row["error"].is_null(), "{row}");
     }
+    // A row whose runs hold much beside their inputs: as many sets of those as leave room for a run.
+    let report = last_object(&succeed(folder, "bench delta_rule_bwd --device cpu --smoke --json"));
+    assert!(report["rows"].as_array().unwrap().iter().all(|row| row["ms"].as_f64() > Some(0.0)), "{report}");
     let none = last_object(&succeed(folder, "bench --device cpu --smoke --seconds 0 --json"));
     assert_eq!(none["rows_not_reached"].as_u64().unwrap() as usize, none["rows"].as_array().unwrap().len());
     refused(folder, "bench no_such_row", &["no_such_row", "--list"]);
