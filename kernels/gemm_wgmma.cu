@@ -95,6 +95,7 @@ __device__ __forceinline__ void copy_tiles(u32 s, const Matrix& a, const Matrix&
             hand_over();
         }
     }
+#pragma unroll 1
     for (u32 i = 0; i < BEHIND; i++) {
         hand_over();
     }
@@ -118,6 +119,7 @@ __device__ __forceinline__ void multiply_tiles(u32 s, char* sall, u32 half, Outp
     };
     for (u32 tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
         float sums[WIDE / 8][4] = {};                                           // (64, 256) of the warpgroup
+#pragma unroll 1  // a step has a thousand cycles of products: nothing to gain
         for (u32 step = work.begin; step < work.end; step++) {
             const u32 at = read % RING, sa = s + at * STEP_BYTES + half * PART_BYTES, sb = s + at * STEP_BYTES + A_BYTES;
             mbarrier_wait(s + FULL_AT + at * MBARRIER_BYTES, read / RING % 2);
