@@ -124,15 +124,16 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             cols.map(norms).concat()
         }
         "rope" => {
-            let heads = Heads { h: 2, g: 1, d: 8 };
-            let table = Table::new(20, &frequencies(8, 1e4, None), DType::F32).to(arena.device());
-            let gains = [(); 2].map(|()| at(arena, dtype, &[8]));
+            let heads = Heads { h: 2, g: 1, d: if kernel.contains("wide") { 136 } else { 8 } };
+            let (d, row) = (heads.d, heads.row_elems());
+            let table = Table::new(20, &frequencies(d, 1e4, None), DType::F32).to(arena.device());
+            let gains = [(); 2].map(|()| at(arena, dtype, &[d]));
             let norm = QkNorm { q_gain: &gains[0], k_gain: &gains[1], eps: 1e-5 };
-            let (y, saved) = rope::forward(arena, at(arena, dtype, &[20, 32]), heads, 20, 0, &table, Some(norm));
+            let (y, saved) = rope::forward(arena, at(arena, dtype, &[20, row]), heads, 20, 0, &table, Some(norm));
             let mut grads = gradients(arena, dtype, &[gains[0].shape(), gains[1].shape()]);
             let dgains = grads.pair_mut(ParamId(0), ParamId(1));
-            let dy = at(arena, dtype, &[20, 32]);
-            let dx = rope::backward(arena, dy, heads, 20, &table, Some((norm, dgains)), &saved);
+            let dx =
+                rope::backward(arena, at(arena, dtype, &[20, row]), heads, 20, &table, Some((norm, dgains)), &saved);
             bytes(&[&y, &dx, grads.flat()])
         }
         "embedding" => {
@@ -187,12 +188,16 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             bytes(&[&y, &d])
         }
         "lm_loss" => {
-            let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[300, 8]));
-            let mut grads = gradients(arena, dtype, &[w.shape()]);
-            let wanted = lm_loss::Gradients { scale: 0.5.into(), dweight: grads.view_mut(ParamId(0)) };
-            let targets = ids(arena, &[5, 299, 0]);
-            let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
-            bytes(&[&losses, &dx.unwrap(), grads.flat()])
+            // Rows in vector accesses, and rows that are not.
+            let losses = |v: usize| {
+                let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[v, 8]));
+                let mut grads = gradients(arena, dtype, &[w.shape()]);
+                let wanted = lm_loss::Gradients { scale: 0.5.into(), dweight: grads.view_mut(ParamId(0)) };
+                let targets = ids(arena, &[5, v as u32 - 1, 0]);
+                let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
+                bytes(&[&losses, &dx.unwrap(), grads.flat()])
+            };
+            [300, 299].map(losses).concat()
         }
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
