@@ -68,6 +68,19 @@ fn blended(arena: &Arena, dtype: DType) -> Vec<u8> {
     [520, 517].map(run).concat()
 }
 
+/// Losses over a vocabulary and their gradients, rows in vector accesses and not.
+fn judged(arena: &Arena, dtype: DType) -> Vec<u8> {
+    let run = |v: usize| {
+        let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[v, 8]));
+        let mut grads = gradients(arena, dtype, &[w.shape()]);
+        let wanted = lm_loss::Gradients { scale: 0.5.into(), dweight: grads.view_mut(ParamId(0)) };
+        let targets = ids(arena, &[5, v as u32 - 1, 0]);
+        let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
+        [&losses, &dx.unwrap(), grads.flat()].iter().flat_map(|tensor| tensor.to_bytes()).collect::<Vec<u8>>()
+    };
+    [300, 299].map(run).concat()
+}
+
 fn verdict_on_a_step(arena: &Arena) -> Vec<u8> {
     let Device::Gpu(gpu) = arena.device() else { panic!("a GPU") };
     let [mut total, partial, mut report] =
@@ -187,18 +200,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
             bytes(&[&y, &d])
         }
-        "lm_loss" => {
-            // Rows in vector accesses, and rows that are not.
-            let losses = |v: usize| {
-                let (x, w) = (at(arena, dtype, &[3, 8]), at(arena, dtype, &[v, 8]));
-                let mut grads = gradients(arena, dtype, &[w.shape()]);
-                let wanted = lm_loss::Gradients { scale: 0.5.into(), dweight: grads.view_mut(ParamId(0)) };
-                let targets = ids(arena, &[5, v as u32 - 1, 0]);
-                let (losses, dx) = lm_loss::forward(arena, &x, &w, &targets, None, Some(wanted));
-                bytes(&[&losses, &dx.unwrap(), grads.flat()])
-            };
-            [300, 299].map(losses).concat()
-        }
+        "lm_loss" => judged(arena, dtype),
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
             let sums =
