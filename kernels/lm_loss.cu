@@ -6,7 +6,7 @@
 //   dlogits  [N, V]  f32 or bf16, =, or null; zeros where the target is ignored; f32 may be logits
 //   logits   [N, V]  f32, before the soft-cap;  targets [N] u32;  cap 0: none
 //   scale    [1]     f32; not read where dlogits is null
-// Saves nothing: the gradient is formed at once. Grid: N blocks of 256 threads, 256 bytes of shared memory; any size.
+// Saves nothing: the gradient is formed at once. Grid: N blocks of 256 threads, 64 bytes of shared memory for each width of access; any size.
 // Reads the logits twice (the second time mostly from L2), writes them once.
 // Learnt from: llm.c (fused classifier), Liger Kernel (gradient in the forward pass).
 #include "common/reduce.cuh"

@@ -106,10 +106,10 @@ impl Bench {
         if self.counts {
             return Ok(measured);
         }
-        // A whole step has its parameters outside the arena, and more of them than any cache holds.
         // Half of the arena is for what a run makes.
         let room = self.arena_bytes / 2 / set_bytes.max(1);
         let cold = COLD_BYTES.div_ceil(set_bytes.max(1)).min(room).clamp(1, SETS_MAX);
+        // A whole step has its parameters outside the arena, and more of them than any cache holds.
         let count = if row.work.tokens > 0 { 1 } else { cold };
         sets.extend((1..count).map(|set| row.prepare(&Stage::new(&self.arena, set))));
         measured.timing = Some(match device {

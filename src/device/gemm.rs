@@ -63,11 +63,7 @@ impl Operand {
 /// # Panics
 /// If the shapes or types do not fit: f32 by f32 gives f32, bf16 by bf16 gives either.
 pub fn gemm(arena: &Arena, c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
-    let beta = match mode {
-        WriteMode::Overwrite => 0.0,
-        WriteMode::Accumulate => 1.0,
-    };
-    Product { a, b, d: c.alias(), alpha: 1.0, beta }.run(arena, c);
+    Product::of(c, a, b, mode).run(arena, c);
 }
 
 /// `c = alpha a b + beta d`, `d` of the type and size of `c`.
@@ -84,8 +80,7 @@ pub fn gemm_onto(arena: &Arena, c: &mut TensorMut, d: &Tensor, a: Operand, b: Op
 /// # Panics
 /// As [`gemm`].
 pub fn gemm_naive(c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
-    let beta = if mode == WriteMode::Accumulate { 1.0 } else { 0.0 };
-    let product = Product { a, b, d: c.alias(), alpha: 1.0, beta };
+    let product = Product::of(c, a, b, mode);
     product.check(c);
     product.plain_cores(gpu_of(c), c);
 }
@@ -95,8 +90,7 @@ pub fn gemm_naive(c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
 /// # Panics
 /// As [`gemm`].
 pub fn gemm_mma(arena: &Arena, c: &mut TensorMut, a: Operand, b: Operand, mode: WriteMode) {
-    let beta = if mode == WriteMode::Accumulate { 1.0 } else { 0.0 };
-    let product = Product { a, b, d: c.alias(), alpha: 1.0, beta };
+    let product = Product::of(c, a, b, mode);
     product.check(c);
     product.in_parts(arena, c, MMA);
 }
@@ -167,6 +161,15 @@ macro_rules! by_layout {
 }
 
 impl Product {
+    /// `a b`, which replaces `c` or is added to it.
+    fn of(c: &TensorMut, a: Operand, b: Operand, mode: WriteMode) -> Product {
+        let beta = match mode {
+            WriteMode::Overwrite => 0.0,
+            WriteMode::Accumulate => 1.0,
+        };
+        Product { a, b, d: c.alias(), alpha: 1.0, beta }
+    }
+
     fn sizes(&self) -> [usize; 3] {
         [self.a.rows, self.b.cols, self.a.cols]
     }

@@ -353,11 +353,6 @@ fn launch_backward(
     let mut partial = normed.map(|_| Tensor::uninit(arena, [parts, 2 * d], DType::F32));
     let smem_bytes = if normed.is_some() { 8 * 2 * d * size_of::<f32>() } else { 0 };
     let grid = Grid { smem_bytes, ..Grid::linear(parts) };
-    let [cos, sin] = [&table.cos, &table.sin].map(|angles| angles.ptr());
-    let [x, rstd] = match normed {
-        Some((x, rstd)) => [Some(x), Some(rstd)],
-        None => [None, None],
-    };
     macro_rules! run {
         ($f32:ident | $bf16:ident) => {
             by_dtype!(
@@ -368,10 +363,10 @@ fn launch_backward(
                     grid,
                     dqkv.ptr_mut(),
                     partial.as_mut().map_or(PtrMut::none(), |p| p.ptr_mut()),
-                    x.map_or(Ptr::none(), |x| x.ptr()),
-                    rstd.map_or(Ptr::none(), |rstd| rstd.ptr()),
-                    cos,
-                    sin,
+                    normed.map_or(Ptr::none(), |(x, _)| x.ptr()),
+                    normed.map_or(Ptr::none(), |(_, rstd)| rstd.ptr()),
+                    table.cos.ptr(),
+                    table.sin.ptr(),
                     dy.ptr(),
                     norm.map_or(Ptr::none(), |norm| norm.q_gain.ptr()),
                     norm.map_or(Ptr::none(), |norm| norm.k_gain.ptr()),

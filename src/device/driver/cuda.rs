@@ -210,12 +210,11 @@ impl Cuda {
         let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let fixed = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         let dynamic = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the device is the one of `open`; the function belongs to a module that is never unloaded.
+        let most = attribute(self.device, most)?;
+        // SAFETY: the function belongs to a module that is never unloaded.
         unsafe {
-            let most = result::device::get_attribute(self.device, most);
-            let fixed = result::function::get_function_attribute(function, fixed);
-            most.and_then(|most| Ok(most - fixed?))
-                .and_then(|bytes| result::function::set_function_attribute(function, dynamic, bytes))
+            result::function::get_function_attribute(function, fixed)
+                .and_then(|fixed| result::function::set_function_attribute(function, dynamic, most - fixed))
         }
         .map_err(failed("ask for shared memory"))
     }
