@@ -92,6 +92,9 @@ fn yes() -> bool {
 /// Most tokens of an optimiser step: a bound that keeps every product of extents in range.
 const TOKENS_MAX: usize = 1 << 40;
 
+/// Width of the latent's layers where nobody says another: half the model's, at most this.
+const LATENT_WIDTH_MAX: usize = 256;
+
 const DEFAULTS: &str = "
 [model]
 depth = 4
@@ -213,7 +216,7 @@ impl Layers {
     /// A value of the wrong type or out of range, or extents that do not fit each other: one line with the remedy.
     pub fn resolve(&self, vocab_size: usize) -> anyhow::Result<RunConfig> {
         let mut merged = self.merged();
-        let parts = take_parts(&mut merged);
+        let mut parts = take_parts(&mut merged);
         let seq_len = integer(&merged, "train", "seq_len")?.unwrap_or(256);
         let model = table(&mut merged, "model");
         let depth = match model.remove("depth") {
@@ -222,6 +225,10 @@ impl Layers {
             None => unreachable!("the defaults have a depth"),
         };
         let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
+        // Its decoder goes over the whole vocabulary: in a narrow model 256 would cost as much as half the head.
+        if let Value::Table(latent) = parts.entry("latent").or_insert_with(|| Value::Table(Table::new())) {
+            fill(latent, "width", || LATENT_WIDTH_MAX.min(model.width / 2).max(1) as i64);
+        }
         model.parts = typed("the tables of the parts", &Value::Table(parts))?;
         let memory = &mut model.parts.memory;
         if memory.enabled && memory.segment == 0 {

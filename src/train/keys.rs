@@ -91,7 +91,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("self_model.width", "width of its hidden layer"),
     ("latent.enabled", "learn a continuous latent of chunks of four tokens, beside the trunk"),
-    ("latent.width", "width of its encoder and decoder"),
+    ("latent.width", "width of its encoder and decoder; half the model's, at most 256, where it is not given"),
     ("latent.every", "one of so many chunks is worked on"),
     ("latent.dropout", "share of tokens, and of latents, that are dropped in training"),
     ("abacus.enabled", "read and write a state that goes on from segment to segment of a text"),

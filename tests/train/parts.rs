@@ -206,6 +206,19 @@ fn all_parts_cost_little() {
     assert!((64 << 10..1 << 20).contains(&of_a_conversation), "{of_a_conversation}");
 }
 
+/// The latent's decoder goes over the vocabulary: it is no wider than half the model, unless it is told to be.
+#[test]
+fn the_latents_width_follows_from_the_models() {
+    let of = |keys: &[&str]| {
+        let mut layers = Layers::default();
+        keys.iter().for_each(|key| layers.set(key).unwrap());
+        layers.resolve(300).unwrap().model.parts.latent.width
+    };
+    assert_eq!([of(&["model.depth=4"]), of(&["model.depth=12"])], [128, 256]);
+    assert_eq!(of(&["model.depth=4", "latent.enabled=true"]), 128);
+    assert_eq!(of(&["model.depth=4", "latent.width=256"]), 256);
+}
+
 #[test]
 fn keys_out_of_range_are_refused_in_one_line() {
     let refused = |assignment: &str| {
