@@ -1,14 +1,13 @@
 // Causal attention by tiles on tensor cores with an online softmax: o_t = sum_s p_ts v_s, p_t = softmax over visible s of
 // <q_t, k_s> scale. No T x S matrix in memory.
 //
-// The mask is that of attention_naive.cu: a query at position past + t sees keys max(doc_start_t, past + t + 1 - window) ..=
-// past + t (window 0: all of the past), and query head j reads key/value head j / (H / G). q, k, v: bf16 rows of heads of D,
-// q_stride or kv_stride elements apart; o and do [B T, H D]. All start at multiples of 16 bytes; strides are multiples of 8.
-// D is 32, 64, 96 or 128: an instance each. Any T, S.
+// The mask is that of attention_naive.cu: query t sees keys max(doc_start_t, t + 1 - window) ..= t (window 0: all of the past), and query
+// head j reads key/value head j / (H / G). q, k, v: bf16 rows of heads of D, `stride` elements apart; o and do [B T, H D]. All start at
+// multiples of 16 bytes; strides are multiples of 8. D is 32, 64, 96 or 128: an instance each. Any T.
 //
 // Forward (`fwd_query_tiles`, grid ceil(T / 64) x H x B of 128 threads, 512 D bytes of dynamic shared memory)
 //   out [B T, H D] bf16, =;  lse [B, H, T] f32, = (log sum exp of the scaled scores), or null
-// Saves q, k, v, out, lse. Does 4 T S D H B operations, half of them where the past begins with the queries; reads each key and
+// Saves q, k, v, out, lse. Does 2 T T D H B operations; reads each key and
 // value once per 64 queries, mostly from L2.
 //
 // Backward, with p = exp(score scale - lse), ds = p (<do, v> - delta):
@@ -40,27 +39,27 @@ __device__ __forceinline__ auto from_registers(const u32 (&r)[N][4]) {
 
 template <u32 D>
 __device__ __forceinline__ void forward(bf16* gout, float* glse, const bf16* gq, const bf16* gk, const bf16* gv, const u32* gdoc_start,
-                                        float scale, u32 t_len, u32 s_len, u32 h, u32 g, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
+                                        float scale, u32 t_len, u32 h, u32 g, u32 stride, u32 window) {
     extern __shared__ __align__(128) char sall[];                               // K [2][64, D], V [2][64, D]
     constexpr u32 TILE_BYTES = FLASH_TILE * Rows<D>::ROW_BYTES;
     const u32 sk = shared_address(sall), sv = sk + 2 * TILE_BYTES;
     const u32 head = blockIdx.y, b = blockIdx.z, warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
-    const u64 row0 = static_cast<u64>(b) * t_len, key0 = static_cast<u64>(b) * s_len * kv_stride + head / (h / g) * D;
-    const QueryBlock block(gdoc_start, row0, gridDim.x - 1 - blockIdx.x, t_len, window, past);
+    const u64 row0 = static_cast<u64>(b) * t_len, key0 = static_cast<u64>(b) * t_len * stride + head / (h / g) * D;
+    const QueryBlock block(gdoc_start, row0, gridDim.x - 1 - blockIdx.x, t_len, window);
     const float scale2 = scale * LOG2_E;
 
     auto copy = [&](u32 tile) {
         if (tile < block.tile_end) {
             const u32 at = tile % 2 * TILE_BYTES, first = tile * FLASH_TILE;
-            const u64 from = key0 + static_cast<u64>(first) * kv_stride;
-            Rows<D>::template copy<FLASH_TILE>(sk + at, gk + from, kv_stride, s_len - first);
-            Rows<D>::template copy<FLASH_TILE>(sv + at, gv + from, kv_stride, s_len - first);
+            const u64 from = key0 + static_cast<u64>(first) * stride;
+            Rows<D>::template copy<FLASH_TILE>(sk + at, gk + from, stride, t_len - first);
+            Rows<D>::template copy<FLASH_TILE>(sv + at, gv + from, stride, t_len - first);
         }
         cp_async_commit();
     };
     // Q comes through the place of the second tile of keys.
     const u32 sq = sk + (block.tile_first + 1) % 2 * TILE_BYTES;
-    Rows<D>::template copy<FLASH_TILE>(sq, gq + (row0 + block.t0) * q_stride + head * D, q_stride, block.extent);
+    Rows<D>::template copy<FLASH_TILE>(sq, gq + (row0 + block.t0) * stride + head * D, stride, block.extent);
     copy(block.tile_first);
     cp_async_wait<0>();
     __syncthreads();  // Q and the first tile are there for all
@@ -106,7 +105,7 @@ __device__ __forceinline__ void backward_queries(bf16* gdq, const bf16* gq, cons
     const u32 sk = shared_address(sall), sv = sk + 2 * TILE_BYTES;
     const u32 head = blockIdx.y, b = blockIdx.z, warp_row = threadIdx.x / WARP * 16;
     const u64 row0 = static_cast<u64>(b) * t_len, key0 = row0 * stride + head / (h / g) * D;
-    const QueryBlock block(gdoc_start, row0, gridDim.x - 1 - blockIdx.x, t_len, window, 0);
+    const QueryBlock block(gdoc_start, row0, gridDim.x - 1 - blockIdx.x, t_len, window);
     const float scale2 = scale * LOG2_E;
 
     auto copy = [&](u32 tile) {
@@ -272,20 +271,20 @@ __device__ __forceinline__ void backward_keys(bf16* gdk, bf16* gdv, const bf16* 
     Rows<D>::store(gdv + to, stride, rows, sall + KEY_BYTES + stage, rdv, factor_v);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) attention_flash_fwd_query_tiles_d32_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward<32>(out, lse, q, k, v, doc_start, scale, t, s, h, g, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 4) attention_flash_fwd_query_tiles_d32_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 stride, u32 window) {
+    forward<32>(out, lse, q, k, v, doc_start, scale, t, h, g, stride, window);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3) attention_flash_fwd_query_tiles_d64_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward<64>(out, lse, q, k, v, doc_start, scale, t, s, h, g, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 3) attention_flash_fwd_query_tiles_d64_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 stride, u32 window) {
+    forward<64>(out, lse, q, k, v, doc_start, scale, t, h, g, stride, window);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3) attention_flash_fwd_query_tiles_d96_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward<96>(out, lse, q, k, v, doc_start, scale, t, s, h, g, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 3) attention_flash_fwd_query_tiles_d96_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 stride, u32 window) {
+    forward<96>(out, lse, q, k, v, doc_start, scale, t, h, g, stride, window);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 2) attention_flash_fwd_query_tiles_d128_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward<128>(out, lse, q, k, v, doc_start, scale, t, s, h, g, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 2) attention_flash_fwd_query_tiles_d128_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 stride, u32 window) {
+    forward<128>(out, lse, q, k, v, doc_start, scale, t, h, g, stride, window);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 8) attention_flash_bwd_delta_rows_bf16(float* delta, const bf16* out, const bf16* dout, u32 t, u32 h, u32 d, u32 n) {

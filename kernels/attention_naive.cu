@@ -1,20 +1,19 @@
 // Causal attention, a block per query (or key) row: o_t = sum_s p_ts v_s, p_t = softmax over visible s of <q_t, k_s> scale.
 //
-// A query at position past + t sees keys max(doc_start_t, past + t + 1 - window) ..= past + t (window 0: all of the past). Query
-// head j reads key/value head j / (H / G). q, k, v are [rows, heads * D] with rows q_stride or kv_stride apart, so that both
-// packed rows and a cache are served; o and do are [B T, H D].
+// Query t sees keys max(doc_start_t, t + 1 - window) ..= t (window 0: all of the past). Query head j reads key/value head j / (H / G).
+// q, k, v are [rows, heads * D] with rows `stride` apart; o and do are [B T, H D].
 //
 // Forward
 //   out  f32 or bf16, =;  lse [B, H, T] f32, = (log sum exp of the scaled scores), or null
-// Saves q, k, v, out, lse. Grid: T x H x B blocks of 128 threads; 4 S bytes of dynamic shared memory.
+// Saves q, k, v, out, lse. Grid: T x H x B blocks of 128 threads; 4 T bytes of dynamic shared memory.
 //
 // Backward, with p = exp(score scale - lse), delta_t = <do_t, o_t>, ds = p (<do, v> - delta) scale:
-//   dq_t = sum_s ds_ts k_s     delta [B, H, T] f32, =     (`bwd_query_rows`, grid T x H x B, 4 S bytes)
-//   dk_s = sum_t ds_ts q_t, dv_s = sum_t p_ts do_t, over the H / G heads that read the key  (`bwd_key_rows`, grid S x G x B)
+//   dq_t = sum_s ds_ts k_s     delta [B, H, T] f32, =     (`bwd_query_rows`, grid T x H x B, 4 T bytes)
+//   dk_s = sum_t ds_ts q_t, dv_s = sum_t p_ts do_t, over the H / G heads that read the key  (`bwd_key_rows`, grid T x G x B)
 // dq, dk, dv: f32 or bf16, =, strided like q, k, v.
 //
 // The twin of the flash kernels: what they are held against. Sums in a fixed order.
-// T, S up to 40,000 (shared memory); D at most 512.
+// T up to 40,000 (shared memory); D at most 512.
 #include "common/attention.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
@@ -48,22 +47,22 @@ __device__ __forceinline__ float block_max(float x, float (&s)[THREADS / WARP]) 
 
 template <typename E>
 __device__ __forceinline__ void forward(E* gout, float* glse, const E* gq, const E* gk, const E* gv, const u32* gdoc_start, float scale,
-                                        u32 t_len, u32 s_len, u32 h, u32 g, u32 d, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
+                                        u32 t_len, u32 h, u32 g, u32 d, u32 stride, u32 window) {
     extern __shared__ float sscore[];  // [S]
     __shared__ float smax[THREADS / WARP], ssum[2][THREADS / WARP];
     const u32 t = blockIdx.x, head = blockIdx.y, b = blockIdx.z, group = head / (h / g);
-    const u64 row = static_cast<u64>(b) * t_len + t, key0 = static_cast<u64>(b) * s_len;
-    const E* q = gq + row * q_stride + head * d;
-    const u32 last = past + t, first = first_key(gdoc_start, row, last, window);
+    const u64 key0 = static_cast<u64>(b) * t_len, row = key0 + t;
+    const E* q = gq + row * stride + head * d;
+    const u32 first = first_key(gdoc_start, row, t, window);
     float peak = __uint_as_float(0xff800000u);                                  // -inf
-    for (u32 s = first + threadIdx.x; s <= last; s += THREADS) {
-        const float score = dot(q, gk + (key0 + s) * kv_stride + group * d, d) * scale;
+    for (u32 s = first + threadIdx.x; s <= t; s += THREADS) {
+        const float score = dot(q, gk + (key0 + s) * stride + group * d, d) * scale;
         sscore[s] = score;
         peak = fmaxf(peak, score);
     }
     peak = block_max(peak, smax);
     float sum = 0.0f;
-    for (u32 s = first + threadIdx.x; s <= last; s += THREADS) {
+    for (u32 s = first + threadIdx.x; s <= t; s += THREADS) {
         const float p = expf(sscore[s] - peak);
         sscore[s] = p;
         sum += p;
@@ -71,8 +70,8 @@ __device__ __forceinline__ void forward(E* gout, float* glse, const E* gq, const
     sum = block_sum<THREADS>(sum, ssum, 0);  // its barrier also makes all of sscore visible
     for (u32 i = threadIdx.x; i < d; i += THREADS) {
         float out = 0.0f;
-        for (u32 s = first; s <= last; s++) {
-            out += sscore[s] * load(gv + (key0 + s) * kv_stride + group * d + i);
+        for (u32 s = first; s <= t; s++) {
+            out += sscore[s] * load(gv + (key0 + s) * stride + group * d + i);
         }
         store(gout + row * h * d + head * d + i, out / sum);
     }
@@ -159,12 +158,12 @@ __device__ __forceinline__ void backward_key(E* gdk, E* gdv, const E* gq, const 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) attention_naive_fwd_query_rows_f32(float* out, float* lse, const float* q, const float* k, const float* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 d, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward(out, lse, q, k, v, doc_start, scale, t, s, h, g, d, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 4) attention_naive_fwd_query_rows_f32(float* out, float* lse, const float* q, const float* k, const float* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 d, u32 stride, u32 window) {
+    forward(out, lse, q, k, v, doc_start, scale, t, h, g, d, stride, window);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4) attention_naive_fwd_query_rows_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 s, u32 h, u32 g, u32 d, u32 q_stride, u32 kv_stride, u32 window, u32 past) {
-    forward(out, lse, q, k, v, doc_start, scale, t, s, h, g, d, q_stride, kv_stride, window, past);
+extern "C" __global__ void __launch_bounds__(128, 4) attention_naive_fwd_query_rows_bf16(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 d, u32 stride, u32 window) {
+    forward(out, lse, q, k, v, doc_start, scale, t, h, g, d, stride, window);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4) attention_naive_bwd_query_rows_f32(float* dq, float* delta, const float* q, const float* k, const float* v, const float* out, const float* lse, const float* dout, const u32* doc_start, float scale, u32 t, u32 h, u32 g, u32 d, u32 stride, u32 window) {

@@ -135,19 +135,19 @@ struct QueryBlock {
     u32 inner_first, inner_end;        // tiles all of whose keys all its queries see
     u32 rfirst[2], rlast[2];           // keys that this lane's two queries see
 
-    __device__ __forceinline__ QueryBlock(const u32* gdoc_start, u64 row0, u32 tile, u32 t_len, u32 window, u32 past) {
+    __device__ __forceinline__ QueryBlock(const u32* gdoc_start, u64 row0, u32 tile, u32 t_len, u32 window) {
         t0 = tile * FLASH_TILE, extent = t_len - t0;
         const u32 rows = extent < FLASH_TILE ? extent : FLASH_TILE, lane_row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-        tile_first = first_key(gdoc_start, row0 + t0, past + t0, window) / FLASH_TILE;
-        tile_end = (past + t0 + rows - 1) / FLASH_TILE + 1;
-        const u32 latest = first_key(gdoc_start, row0 + t0 + rows - 1, past + t0 + rows - 1, window);
+        tile_first = first_key(gdoc_start, row0 + t0, t0, window) / FLASH_TILE;
+        tile_end = (t0 + rows - 1) / FLASH_TILE + 1;
+        const u32 latest = first_key(gdoc_start, row0 + t0 + rows - 1, t0 + rows - 1, window);
         inner_first = (latest + FLASH_TILE - 1) / FLASH_TILE;
-        inner_end = (past + t0 + 1) / FLASH_TILE;
+        inner_end = (t0 + 1) / FLASH_TILE;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 row = lane_row + 8 * half, t = t0 + (row < rows ? row : rows - 1);
-            rlast[half] = past + t;
-            rfirst[half] = first_key(gdoc_start, row0 + t, past + t, window);
+            rlast[half] = t;
+            rfirst[half] = first_key(gdoc_start, row0 + t, t, window);
         }
     }
 

@@ -1,9 +1,10 @@
-//! Attention: forward, backward, and one token over a cache.
+//! Attention: forward, backward, and over pages.
 
-use super::{Row, Size, Work};
+use super::{Row, Size, Stage, Work};
 use crate::ops::attention::{self, Mask};
-use crate::ops::rope::Heads;
-use crate::tensor::DType;
+use crate::ops::paged_attention::{PAGE_TOKENS, Placement, attend, write};
+use crate::ops::rope::{Heads, Table, frequencies};
+use crate::tensor::{Arena, DType};
 
 pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     let six = Heads { h: 6, g: 6, d: 64 };
@@ -19,8 +20,8 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
         _ => (sizes, "flash"),
     };
     let (_, s, heads) = sizes[sizes.len() - 1];
-    let decode = decode_row(dtype, mechanism, s, heads);
-    sizes.iter().flat_map(|&(b, t, heads)| both_rows(dtype, mechanism, b, t, heads)).chain([decode]).collect()
+    let cached = size.of(vec![2], vec![1, 8], vec![1, 16]).into_iter().flat_map(|n| paged_rows(dtype, n, s, heads));
+    sizes.iter().flat_map(|&(b, t, heads)| both_rows(dtype, mechanism, b, t, heads)).chain(cached).collect()
 }
 
 /// Two products forward, five backward, over the keys that a causal query sees: `T (T + 1) / 2` pairs a head. Forward reads q, k
@@ -50,18 +51,38 @@ fn both_rows(dtype: DType, mechanism: &'static str, b: usize, t: usize, heads: H
     ]
 }
 
-/// One query over `S` keys: two products; reads all keys and values.
-fn decode_work(dtype: DType, s: usize, heads: Heads) -> Work {
-    let elems = 2 * s * heads.g * heads.d + 2 * heads.h * heads.d;
-    Work { bytes: elems * dtype.size_bytes(), flops: 0, tokens: 0 }
+/// One query of each of `N` sequences over `S` keys in pages: reads all keys and values.
+fn paged_work(dtype: DType, n: usize, s: usize, heads: Heads) -> [Work; 2] {
+    let Heads { h, g, d } = heads;
+    let elems = [2 * n * heads.row_elems(), n * (2 * s * g * d + 2 * h * d)];
+    elems.map(|elems| Work { bytes: elems * dtype.size_bytes(), flops: 0, tokens: 0 })
 }
 
-fn decode_row(dtype: DType, mechanism: &'static str, s: usize, heads: Heads) -> Row {
+/// What a step of decoding does beside its products: keys and values to their pages, attention over them.
+fn paged_rows(dtype: DType, n: usize, s: usize, heads: Heads) -> [Row; 2] {
     let Heads { h, g, d } = heads;
-    let extents = [("H", h), ("G", g), ("S", s), ("D", d)];
-    Row::new(["attention", "decode", mechanism], dtype, &extents, decode_work(dtype, s, heads), move |stage| {
-        let [k, v] = [(); 2].map(|()| stage.normals([s, g * d], dtype));
-        let (q, arena) = (stage.normals([1, h * d], dtype), stage.arena.clone());
-        Box::new(move || vec![attention::forward_cached(&arena, &q, &k, &v, heads, s, None)])
-    })
+    let extents = [("N", n), ("H", h), ("G", g), ("S", s), ("D", d)];
+    let [writes, reads] = paged_work(dtype, n, s, heads);
+    let pages = s.div_ceil(PAGE_TOKENS);
+    // Pages of the sequences lie in turns, as they do when sequences grow beside each other.
+    let table = move |sequence: usize| (0..pages).map(|page| (page * n + sequence) as u32).collect::<Vec<u32>>();
+    let placed = move |arena: &Arena| {
+        let tables: Vec<Vec<u32>> = (0..n).map(table).collect();
+        Placement::new(arena, tables.iter().map(|table| (s - 1, 1, table.as_slice())))
+    };
+    let pool = move |stage: &Stage| stage.normals([n * pages * PAGE_TOKENS, g * d], dtype);
+    [
+        Row::new(["paged_attention", "fwd", "write_rows"], dtype, &extents, writes, move |stage| {
+            let (qkv, arena, placement) =
+                (stage.normals([n, heads.row_elems()], dtype), stage.arena.clone(), placed(&stage.arena));
+            let mut pools = [(); 2].map(|()| pool(stage));
+            let table = Table::new(s, &frequencies(d, 1e4, None), dtype.accumulator()).to(arena.device());
+            Box::new(move || vec![write(&arena, &qkv, heads, &placement, &table, None, pools.each_mut())])
+        }),
+        Row::new(["paged_attention", "fwd", "split_keys"], dtype, &extents, reads, move |stage| {
+            let (q, arena, placement) = (stage.normals([n, h * d], dtype), stage.arena.clone(), placed(&stage.arena));
+            let [k, v] = [(); 2].map(|()| pool(stage));
+            Box::new(move || vec![attend(&arena, &q, [&k, &v], heads, &placement, None)])
+        }),
+    ]
 }

@@ -3,7 +3,7 @@
 use super::{Row, Run, Size, Stage, Work};
 use crate::device::Device;
 use crate::device::cpu::{self, Mat, Threads, WriteMode};
-use crate::device::gemm::{Operand, gemm, gemm_mma};
+use crate::device::gemm::{Operand, gemm, gemm_mma, gemm_rows};
 use crate::ops::linear;
 use crate::ops::lm_loss::{self, Gradients};
 use crate::ops::mlp::{self, Keep, Weights};
@@ -23,6 +23,11 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     }
     rows.extend(linear_rows(dtype, size.of([96, 128, 192], [2048, 384, 1152], [16_384, 768, 2304])));
     rows.extend(mlp_rows(dtype, size.of([96, 64, 128], [2048, 384, 1024], [16_384, 768, 2048])));
+    if dtype == DType::Bf16 {
+        let [o, k] = size.of([80, 136], [1152, 384], [4096, 4096]);
+        let of = [(1, "few"), (8, "few"), (size.of(70, 256, 256), "many")];
+        rows.extend(of.map(|(n, mechanism)| by_rows(mechanism, [n, o, k])));
+    }
     let [n, c] = size.of([64, 96], [2048, 384], [16_384, 768]);
     for v in size.of(vec![520], vec![4096, 32_768], vec![32_768]) {
         rows.extend(lm_loss_rows(dtype, [n, c, v]));
@@ -125,6 +130,24 @@ fn gemm_row(dtype: DType, mechanism: &'static str, lies: Lies, shape @ [m, n, k]
     Row::new(["gemm", "fwd", mechanism], dtype, &extents, gemm_work(dtype, shape), move |stage| {
         let multiply = if mechanism.starts_with("mma") { gemm_mma } else { gemm };
         gemm_run(stage, dtype, lies, shape, multiply)
+    })
+}
+
+/// A product whose rows do not depend on each other, as inference makes it: W once, which is what bounds few rows.
+fn by_rows(mechanism: &'static str, [n, o, k]: [usize; 3]) -> Row {
+    let (dtype, extents) = (DType::Bf16, [("N", n), ("O", o), ("K", k)]);
+    let flops = if mechanism == "many" { 2 * n * o * k } else { 0 };
+    let work = Work { bytes: (n * k + o * k + n * o) * dtype.size_bytes(), flops, tokens: 0 };
+    Row::new(["gemm_rows", "fwd", mechanism], dtype, &extents, work, move |stage| {
+        let (x, w, arena) = (stage.normals([n, k], dtype), stage.normals([o, k], dtype), stage.arena.clone());
+        Box::new(move || match arena.device() {
+            Device::Cpu => vec![linear::forward(&arena, &x, &w)],
+            Device::Gpu(_) => {
+                let mut y = Tensor::uninit(&arena, [n, o], dtype);
+                gemm_rows(&mut y.whole_mut(), None, &x, &w);
+                vec![y]
+            }
+        })
     })
 }
 

@@ -6,7 +6,7 @@
 use super::Device;
 use super::cpu::WriteMode;
 use super::gpu::Gpu;
-use super::launch::{self, Grid, by_dtype};
+use super::launch::{self, Grid, Ptr, by_dtype};
 use super::modules;
 use crate::tensor::{Alias, Arena, DType, Tensor, TensorMut};
 
@@ -74,6 +74,38 @@ pub fn gemm_onto(arena: &Arena, c: &mut TensorMut, d: &Tensor, a: Operand, b: Op
     assert_eq!(d.elems(), c.shape().elems(), "what a product is added to");
     Product { a, b, d: d.alias(), alpha, beta }.run(arena, c);
 }
+
+/// `y [N, O] = x [N, K] w^T`, `w [O, K]`, or added to `d [N, O]`: no row of `y` depends on how many there are, or on the others. Slower than
+/// [`gemm`] where there are many rows.
+///
+/// # Panics
+/// If the shapes or types do not fit: f32 by f32 gives f32, bf16 by bf16 gives bf16.
+pub fn gemm_rows(y: &mut TensorMut, d: Option<&Tensor>, x: &Tensor, w: &Tensor) {
+    let ([n, k], [o, _]) = (x.shape().rows_cols(), w.dims());
+    let (a, b) = (Operand::new(x, n, k), Operand::new(w, o, k).t());
+    let (d, beta) = d.map_or((y.alias(), 0.0), |d| (d.alias(), 1.0));
+    let product = Product { a, b, d, alpha: 1.0, beta };
+    product.check(y);
+    let gpu = gpu_of(y);
+    match (x.dtype(), a.is_wide() && b.t().is_wide()) {
+        (DType::Bf16, true) => {
+            let d = if beta == 0.0 { Ptr::none() } else { d.ptr() };
+            let grid = |rows: usize| Grid { blocks: [o.div_ceil(ROWS_OF_W), n.div_ceil(rows), 1], smem_bytes: 0 };
+            match n <= FEW_ROWS {
+                true => launch::gemm_rows_few_bf16(gpu, grid(FEW_ROWS), y.ptr_mut(), d, x.ptr(), w.ptr(), n, o, k),
+                false => launch::gemm_rows_many_bf16(gpu, grid(MANY_ROWS), y.ptr_mut(), d, x.ptr(), w.ptr(), n, o, k),
+            }
+        }
+        // Each number is one sum along all of K, whatever the size.
+        (DType::Bf16, false) => product.tensor_cores(gpu, y, MMA, 1),
+        _ => product.plain_cores(gpu, y),
+    }
+}
+
+/// Rows of W and of X of a block of `gemm_rows`.
+const ROWS_OF_W: usize = 16;
+const FEW_ROWS: usize = 8;
+const MANY_ROWS: usize = 64;
 
 /// As [`gemm`] on the plain cores, whatever the type: the twin that the others are held against.
 ///

@@ -3,11 +3,12 @@
 //! `a = h + Wo attention(rope(qn(Wq n(h))), rope(kn(Wk n(h))), Wv n(h))`, `h' = a + Wd (silu(Wg n(a)) * (Wu n(a)))`.
 //! Where a product cannot add to the stream for fewer bytes, the addition is left pending, and the next norm does it.
 
+use super::ModelConfig;
+use super::cache::Cached;
 use super::kda::{self, Kda};
-use super::{KvCache, ModelConfig};
-use crate::ops::attention::{self, Mask};
-use crate::ops::linear;
-use crate::ops::rope::Table;
+use crate::ops::attention::Mask;
+use crate::ops::rope::{QkNorm, Table};
+use crate::ops::{linear, paged_attention};
 use crate::tape::{MlpParams, QkNormParams, Tape, Var};
 use crate::tensor::{Init, Layout, ParamId, Role, Span, Tensor};
 
@@ -122,21 +123,39 @@ impl Block {
         self.layer
     }
 
-    /// Appends the next tokens of a cached sequence, of which nothing else is wanted: their keys and values, or what the state takes of them.
-    pub fn remember(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, h: &Var, cache: &mut KvCache) {
-        let t = h.value().shape().rows_cols()[0];
+    /// Appends the next tokens of cached sequences, of which nothing else is wanted: their keys and values, or what the state takes of them.
+    pub fn remember(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, h: &Var, cached: &mut Cached) {
         let x = tape.rmsnorm(h, self.attention_gain, config.norm_eps);
         match &self.mixer {
             Mixer::Attention { qkv, qk_norm, .. } => {
                 let qkv = tape.linear(&x, *qkv);
-                let qkv = tape.rope(qkv, config.attention_heads(), t, cache.len(), table, *qk_norm);
-                cache.append(tape.arena(), config, self.layer, qkv.value());
+                self.write(tape, config, table, &qkv, *qk_norm, cached);
             }
-            Mixer::Kda(kda) => drop(kda.forward(tape, &x, t, kda::Past::Cached(cache.kda(self.layer)))),
+            Mixer::Kda(kda) => {
+                let (t, state) = cached.only();
+                kda.forward(tape, &x, t, kda::Past::Cached(state.kda(self.layer)));
+            }
         }
     }
 
-    /// Runs over rows of `t` tokens, or over the next `t` tokens of a cached sequence.
+    /// Puts keys and values where they are cached, and returns the queries.
+    fn write(
+        &self,
+        tape: &Tape,
+        config: &ModelConfig,
+        table: &Table,
+        qkv: &Var,
+        qk_norm: Option<QkNormParams>,
+        cached: &mut Cached,
+    ) -> Tensor {
+        let gains = qk_norm.map(|norm| [norm.q_gain, norm.k_gain].map(|gain| tape.params().view(gain)));
+        let norm = gains.as_ref().map(|[q_gain, k_gain]| QkNorm { q_gain, k_gain, eps: config.norm_eps });
+        let pools = cached.pool.layer(self.layer).each_mut();
+        let (arena, heads) = (tape.arena(), config.attention_heads());
+        paged_attention::write(arena, qkv.value(), heads, &cached.placement, table, norm, pools)
+    }
+
+    /// Runs over rows of `t` tokens, or over the next tokens of cached sequences.
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -158,13 +177,13 @@ impl Block {
     fn mix(&self, tape: &mut Tape, config: &ModelConfig, table: &Table, x: Var, t: usize, context: Context) -> Var {
         let (qkv, qk_norm) = match &self.mixer {
             Mixer::Attention { qkv, qk_norm, .. } => (tape.linear(&x, *qkv), *qk_norm),
-            Mixer::Kda(kda) => {
-                let past = match context {
-                    Context::Rows { starts, .. } => return kda.forward(tape, &x, t, kda::Past::Rows(starts.as_ref())),
-                    Context::Cached(cache) => kda::Past::Cached(cache.kda(self.layer)),
-                };
-                return kda.forward(tape, &x, t, past);
-            }
+            Mixer::Kda(kda) => match context {
+                Context::Rows { starts, .. } => return kda.forward(tape, &x, t, kda::Past::Rows(starts.as_ref())),
+                Context::Cached(cached) => {
+                    let (t, state) = cached.only();
+                    return kda.forward(tape, &x, t, kda::Past::Cached(state.kda(self.layer)));
+                }
+            },
         };
         drop(x);
         let (heads, window) = (config.attention_heads(), config.window_of(self.layer));
@@ -173,20 +192,19 @@ impl Block {
                 let qkv = tape.rope(qkv, heads, t, 0, table, qk_norm);
                 tape.attention(qkv, heads, t, Mask { window, doc_start })
             }
-            Context::Cached(cache) => {
-                let qkv = tape.rope(qkv, heads, t, cache.len(), table, qk_norm);
-                let arena = tape.arena();
-                let (s_len, dtype) = (cache.len() + t, qkv.value().dtype());
-                let (q, k, v) = cache.append(arena, config, self.layer, qkv.value());
-                let out = attention::forward_cached(arena, &q, k, v, heads, s_len, window);
-                tape.input(out.cast(arena, dtype))
+            Context::Cached(cached) => {
+                let q = self.write(tape, config, table, &qkv, qk_norm, cached);
+                drop(qkv);
+                let [k, v] = cached.pool.layer(self.layer).each_ref();
+                let out = paged_attention::attend(tape.arena(), &q, [k, v], heads, &cached.placement, window);
+                tape.input(out)
             }
         }
     }
 }
 
 /// What attention looks back on.
-pub enum Context<'a> {
+pub enum Context<'a, 'b> {
     /// Whole rows, from their beginning.
     Rows {
         /// `[B T]`: where in its row each token's document begins; none without a document mask.
@@ -194,6 +212,6 @@ pub enum Context<'a> {
         /// `[B T]` u32: 1 where a document begins; none without a document mask.
         starts: Option<Tensor>,
     },
-    /// A sequence whose past is cached.
-    Cached(&'a mut KvCache),
+    /// Sequences whose past is cached.
+    Cached(&'a mut Cached<'b>),
 }

@@ -1,32 +1,150 @@
-//! A plain contiguous cache of one sequence: keys and values of attention, states of Kimi Delta Attention and of the memory.
+//! What cached sequences leave behind: keys and values of attention in pages of a pool that any of them may own, and by sequence the
+//! states of Kimi Delta Attention and of the memories.
 
 use super::ModelConfig;
 use super::kda::KdaState;
 use super::memory::Conversation;
 use crate::device::Device;
-use crate::device::launch::{Grid, by_dtype};
-use crate::for_float;
+use crate::ops::paged_attention::{PAGE_TOKENS, Placement};
 use crate::tensor::{Arena, DType, Tensor};
 
-/// Keys and values of every attention layer for up to `capacity` tokens, in the accumulator type; the state of every other.
-pub struct KvCache {
-    layers: Vec<Layer>,
-    /// `[1, H, dk, dv]`, of a model with a memory.
+/// Pages of keys and values, for every attention layer the same ones. Who owns which is not its business.
+pub struct KvPool {
+    /// Of each attention layer keys, rotated, and values: `[pages PAGE_TOKENS, G D]`.
+    layers: Vec<Option<[Tensor; 2]>>,
+    pages: usize,
+}
+
+impl KvPool {
+    /// `pages` pages on `device` whose elements are stored as `dtype`. On the CPU, memory is taken as pages are written.
+    pub fn new(device: Device, config: &ModelConfig, pages: usize, dtype: DType) -> KvPool {
+        let shape = [pages * PAGE_TOKENS, config.kv_heads * config.head_dim];
+        let layer = |layer| (!config.is_kda(layer)).then(|| [(); 2].map(|()| Tensor::owned_on(device, shape, dtype)));
+        KvPool { layers: (0..config.layers).map(layer).collect(), pages }
+    }
+
+    /// Bytes of a page over all layers.
+    pub fn page_bytes(config: &ModelConfig, dtype: DType) -> usize {
+        let layers = (0..config.layers).filter(|&layer| !config.is_kda(layer)).count();
+        layers * 2 * PAGE_TOKENS * config.kv_heads * config.head_dim * dtype.size_bytes()
+    }
+
+    /// Pages that there are.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Keys and values of an attention layer.
+    pub(super) fn layer(&mut self, layer: usize) -> &mut [Tensor; 2] {
+        self.layers[layer].as_mut().expect("a layer of attention")
+    }
+
+    /// Copies a page in every layer.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        for tensor in self.layers.iter_mut().flatten().flatten() {
+            let [_, cols] = tensor.dims();
+            let page_elems = PAGE_TOKENS * cols;
+            tensor.copy_part(from as usize * page_elems, to as usize * page_elems, page_elems);
+        }
+    }
+}
+
+/// What a sequence carries along beside keys and values.
+pub struct SequenceState {
+    /// Of each layer of Kimi Delta Attention.
+    kda: Vec<Option<KdaState>>,
+    /// `[1, H, dk, dv]`, of a model with a state memory.
     abacus: Option<Tensor>,
     memory: Option<Conversation>,
     /// Length of the run of digits at the end.
     pub(super) digit_run: u32,
-    len: usize,
-    capacity: usize,
 }
 
-enum Layer {
-    /// `[capacity, G D]` each; keys are rotated.
-    Attention {
-        k: Tensor,
-        v: Tensor,
-    },
-    Kda(KdaState),
+impl SequenceState {
+    /// Of a sequence that has not begun, on `device`, of a model that computes in `dtype`.
+    pub fn new(device: Device, config: &ModelConfig, dtype: DType) -> SequenceState {
+        let layer = |layer| config.is_kda(layer).then(|| KdaState::new(device, config, dtype));
+        let abacus = &config.parts.abacus;
+        let abacus = abacus.enabled.then(|| abacus.states(device, 1, dtype));
+        let memory = (config.parts.memory.enabled).then(|| Conversation::new(device, config, dtype));
+        SequenceState { kda: (0..config.layers).map(layer).collect(), abacus, memory, digit_run: 0 }
+    }
+
+    /// Bytes of the states of the memories.
+    pub fn memory_bytes(&self) -> usize {
+        let memory = self.memory.iter().flat_map(Conversation::tensors).map(|(_, tensor)| tensor);
+        self.abacus.iter().chain(memory).map(Tensor::size_bytes).sum()
+    }
+
+    /// The long-term memory, of a model that has one.
+    pub fn memory(&mut self) -> Option<&mut Conversation> {
+        self.memory.as_mut()
+    }
+
+    /// Of `t` tokens how many may come at once: those up to the end of a segment of the long-term memory.
+    pub fn piece(&self, t: usize) -> usize {
+        self.memory.as_ref().map_or(t, |conversation| conversation.room().min(t))
+    }
+
+    /// The state of the memory.
+    pub(super) fn abacus(&mut self) -> &mut Tensor {
+        self.abacus.as_mut().expect("a sequence of a model with a memory")
+    }
+
+    /// The state of a layer of Kimi Delta Attention.
+    pub(super) fn kda(&mut self, layer: usize) -> &mut KdaState {
+        self.kda[layer].as_mut().expect("a layer with a state")
+    }
+}
+
+/// The next tokens of one cached sequence.
+pub struct Piece<'a> {
+    /// At least one.
+    pub tokens: &'a [u32],
+    /// Tokens before them.
+    pub start: usize,
+    /// The pages of the sequence, with room for these tokens; nobody else writes those that they go to.
+    pub pages: &'a [u32],
+    pub state: &'a mut SequenceState,
+}
+
+/// A pass over the next tokens of cached sequences.
+pub struct Cached<'a> {
+    pub(super) pieces: Vec<Piece<'a>>,
+    pub(super) pool: &'a mut KvPool,
+    pub(super) placement: Placement,
+}
+
+impl<'a> Cached<'a> {
+    /// The pieces go through the model behind each other: more than one only where [`ModelConfig::sequences_mix`] says so.
+    ///
+    /// # Panics
+    /// If there is no token, or a sequence has too few pages.
+    pub fn new(arena: &Arena, pieces: Vec<Piece<'a>>, pool: &'a mut KvPool) -> Cached<'a> {
+        let placed = pieces.iter().map(|piece| (piece.start, piece.tokens.len(), piece.pages));
+        let placement = Placement::new(arena, placed);
+        Cached { pieces, pool, placement }
+    }
+
+    /// All tokens, in the order of the rows.
+    pub fn tokens(&self) -> Vec<u32> {
+        self.pieces.iter().flat_map(|piece| piece.tokens).copied().collect()
+    }
+
+    /// The state of the only sequence, and its tokens in this pass.
+    pub(super) fn only(&mut self) -> (usize, &mut SequenceState) {
+        let [piece] = &mut self.pieces[..] else { panic!("a model with states takes one sequence at a time") };
+        (piece.tokens.len(), piece.state)
+    }
+}
+
+/// One sequence with a pool of its own.
+pub struct KvCache {
+    pool: KvPool,
+    pages: Vec<u32>,
+    state: SequenceState,
+    len: usize,
+    capacity: usize,
 }
 
 impl KvCache {
@@ -37,16 +155,10 @@ impl KvCache {
 
     /// An empty cache on `device`, of a model that computes in `dtype`.
     pub fn on(device: Device, config: &ModelConfig, capacity: usize, dtype: DType) -> KvCache {
-        let row = config.kv_heads * config.head_dim;
-        let buffer = || Tensor::owned_on(device, [capacity, row], dtype.accumulator());
-        let layer = |layer| match config.is_kda(layer) {
-            true => Layer::Kda(KdaState::new(device, config, dtype)),
-            false => Layer::Attention { k: buffer(), v: buffer() },
-        };
-        let abacus = &config.parts.abacus;
-        let abacus = abacus.enabled.then(|| abacus.states(device, 1, dtype));
-        let memory = (config.parts.memory.enabled).then(|| Conversation::new(device, config, dtype));
-        KvCache { layers: (0..config.layers).map(layer).collect(), abacus, memory, digit_run: 0, len: 0, capacity }
+        let pages = capacity.div_ceil(PAGE_TOKENS);
+        let pool = KvPool::new(device, config, pages, dtype);
+        let state = SequenceState::new(device, config, dtype);
+        KvCache { pool, pages: (0..pages as u32).collect(), state, len: 0, capacity }
     }
 
     /// Tokens held.
@@ -66,83 +178,28 @@ impl KvCache {
 
     /// Bytes of what it holds beside keys and values: the states of the memories.
     pub fn memory_bytes(&self) -> usize {
-        let memory = self.memory.iter().flat_map(Conversation::tensors).map(|(_, tensor)| tensor);
-        self.abacus.iter().chain(memory).map(Tensor::size_bytes).sum()
-    }
-
-    /// Counts `t` tokens that every layer has appended.
-    pub(super) fn advance(&mut self, t: usize) {
-        self.len += t;
-    }
-
-    /// The state of the memory.
-    pub(super) fn abacus(&mut self) -> &mut Tensor {
-        self.abacus.as_mut().expect("a cache of a model with a memory")
+        self.state.memory_bytes()
     }
 
     /// The long-term memory, of a model that has one.
     pub fn memory(&mut self) -> Option<&mut Conversation> {
-        self.memory.as_mut()
+        self.state.memory()
     }
 
-    /// Of `t` tokens how many may come at once: those up to the end of a segment.
+    /// Of `t` tokens how many may come at once.
     pub(super) fn piece(&self, t: usize) -> usize {
-        self.memory.as_ref().map_or(t, |conversation| conversation.room().min(t))
+        self.state.piece(t)
     }
 
-    /// The state of a layer of Kimi Delta Attention.
-    pub(super) fn kda(&mut self, layer: usize) -> &mut KdaState {
-        match &mut self.layers[layer] {
-            Layer::Kda(state) => state,
-            Layer::Attention { .. } => panic!("layer {layer} has keys and values"),
-        }
-    }
-
-    /// Appends the keys and values of `qkv [t, (H + 2G) D]` to a layer, and returns the queries `[t, H D]` with the keys
-    /// and values so far.
-    pub(super) fn append(
-        &mut self,
-        arena: &Arena,
-        config: &ModelConfig,
-        layer: usize,
-        qkv: &Tensor,
-    ) -> (Tensor, &Tensor, &Tensor) {
-        let [t, row] = qkv.shape().rows_cols();
-        let (q_elems, kv_elems) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let len = self.len;
-        assert!(len + t <= self.capacity, "{} tokens in a cache of {}", len + t, self.capacity);
-        let Layer::Attention { k, v } = &mut self.layers[layer] else { panic!("layer {layer} has a state") };
-        let mut q = Tensor::uninit(arena, [t, q_elems], k.dtype());
-        if let Device::Gpu(gpu) = qkv.device() {
-            let [mut k_end, mut v_end] = [&mut *k, &mut *v].map(|cache| cache.view_mut(len * kv_elems, [t, kv_elems]));
-            by_dtype!(
-                qkv.dtype(),
-                kv_cache_fwd_split_rows_f32 | kv_cache_fwd_split_rows_bf16,
-                (
-                    gpu,
-                    Grid::over(t * row, 256),
-                    q.ptr_mut(),
-                    k_end.ptr_mut(),
-                    v_end.ptr_mut(),
-                    qkv.ptr(),
-                    t,
-                    q_elems,
-                    kv_elems
-                )
-            );
-            return (q, k, v);
-        }
-        let wide = qkv.cast(arena, qkv.dtype().accumulator());
-        for_float!(wide.dtype(), F => {
-            let rows = wide.as_slice::<F>().chunks_exact(row);
-            let (q, k, v) = (q.as_mut_slice::<F>(), k.as_mut_slice::<F>(), v.as_mut_slice::<F>());
-            let to = q.chunks_exact_mut(q_elems).zip(k[len * kv_elems..].chunks_exact_mut(kv_elems));
-            for ((row, (q, k)), v) in rows.zip(to).zip(v[len * kv_elems..].chunks_exact_mut(kv_elems)) {
-                q.copy_from_slice(&row[..q_elems]);
-                k.copy_from_slice(&row[q_elems..q_elems + kv_elems]);
-                v.copy_from_slice(&row[q_elems + kv_elems..]);
-            }
-        });
-        (q, k, v)
+    /// A pass over the next tokens, which are counted as held.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub(super) fn advance<'a>(&'a mut self, arena: &Arena, tokens: &'a [u32]) -> Cached<'a> {
+        let start = self.len;
+        self.len += tokens.len();
+        assert!(self.len <= self.capacity, "{} tokens in a cache of {}", self.len, self.capacity);
+        let piece = Piece { tokens, start, pages: &self.pages, state: &mut self.state };
+        Cached::new(arena, vec![piece], &mut self.pool)
     }
 }

@@ -117,6 +117,13 @@ impl ModelConfig {
         (0..self.layers).any(|layer| self.is_kda(layer))
     }
 
+    /// Whether cached sequences may pass through the model side by side: not where one has a state of its own, or may end a step early.
+    pub fn sequences_mix(&self) -> bool {
+        let Parts { abacus, memory, psyche, .. } = &self.parts;
+        let ends_early = psyche.enabled && psyche.exit_threshold < 1.0;
+        !(self.has_kda() || abacus.enabled || memory.enabled || ends_early)
+    }
+
     /// The window of layer `layer`, none for all of the past.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         let pattern = self.window_pattern.as_bytes();

@@ -19,14 +19,14 @@ use super::memetic::Memetic;
 use super::memory::Memory;
 use super::psyche::{Blended, Psyche};
 use super::self_model::{Seen, SelfModel};
-use super::{KvCache, ModelConfig};
+use super::{Cached, KvCache, ModelConfig};
 use crate::data::Batch;
 use crate::data::statistics::Statistics;
 use crate::device::Device;
 use crate::error::UserError;
-use crate::ops::linear;
 use crate::ops::lm_loss::{IGNORE, Report};
 use crate::ops::rope::{Table, frequencies};
+use crate::ops::{embedding, linear};
 use crate::tape::{HeadOperands, Tape, Var};
 use crate::tensor::random::Philox;
 use crate::tensor::{Arena, DType, Init, Layout, ParamId, Params, Role, Scale, Tensor};
@@ -371,28 +371,51 @@ impl Gpt {
     /// # Panics
     /// As [`Gpt::next_logits`].
     pub fn next(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Output {
-        let (mut tokens, c) = (tokens, self.config.width);
+        let mut tokens = tokens;
         while cache.piece(tokens.len()) < tokens.len() {
             let (piece, rest) = tokens.split_at(cache.piece(tokens.len()));
-            self.trunk_cached(tape, piece, cache);
+            self.trunk_cached(tape, &mut cache.advance(tape.arena(), piece));
             tokens = rest;
         }
-        let n = tokens.len();
-        let trunk = self.trunk_cached(tape, tokens, cache);
-        let last = |tape: &mut Tape, h: &Var| tape.input(h.value().view((n - 1) * c, [1, c]));
+        self.next_of(tape, &mut cache.advance(tape.arena(), tokens), &[tokens.len() - 1])
+    }
+
+    /// Appends tokens to cached sequences, each inside a segment of its long-term memory if it has one; what the model says at `rows` of
+    /// the pass, one row each.
+    ///
+    /// # Panics
+    /// If there is no row, or the position table is too short.
+    pub fn next_of(&self, tape: &mut Tape, cached: &mut Cached, rows: &[usize]) -> Output {
+        let trunk = self.trunk_cached(tape, cached);
+        let rows = match trunk.end {
+            TrunkEnd::Early { .. } => None,
+            _ => Some(Selection::new(tape.arena(), rows)),
+        };
+        let select = |tape: &mut Tape, h: &Var| {
+            let selected = rows.as_ref().expect("not of an early end").of(tape.arena(), h.value());
+            tape.input(selected)
+        };
         let end = match trunk.end {
             early @ TrunkEnd::Early { .. } => early,
-            TrunkEnd::Stages(streams) => TrunkEnd::Stages(streams.map(|h| last(tape, &h))),
+            TrunkEnd::Stages(streams) => TrunkEnd::Stages(streams.map(|h| select(tape, &h))),
             TrunkEnd::Plain(stream) => {
                 let h = stream.settle(tape);
-                TrunkEnd::Plain(Stream::new(last(tape, &h)))
+                TrunkEnd::Plain(Stream::new(select(tape, &h)))
             }
         };
-        let coded = trunk.coded.map(|Coded { code, .. }| {
-            let [_, bits] = code.shape().rows_cols();
-            code.view((n - 1) * bits, [1, bits])
+        let coded = trunk.coded.map(|Coded { code, .. }| match &rows {
+            Some(rows) => rows.of(tape.arena(), &code),
+            None => code,
         });
         self.head_output(tape, end, coded)
+    }
+
+    /// Appends tokens to cached sequences of which nothing is wanted yet.
+    ///
+    /// # Panics
+    /// If the position table is too short.
+    pub fn pass(&self, tape: &mut Tape, cached: &mut Cached) {
+        self.trunk_cached(tape, cached);
     }
 
     /// Logits `[t, V]` of the next tokens of a cached sequence: for small inputs, since they go through the host.
@@ -404,7 +427,7 @@ impl Gpt {
         let mut logits = Tensor::uninit(tape.arena(), [tokens.len(), v], tape.params().dtype());
         while at < tokens.len() {
             let t = cache.piece(tokens.len() - at);
-            let trunk = self.trunk_cached(tape, &tokens[at..at + t], cache);
+            let trunk = self.trunk_cached(tape, &mut cache.advance(tape.arena(), &tokens[at..at + t]));
             let piece = self.head_output(tape, trunk.end, None).logits;
             logits.view_mut(at * v, [t, v]).copy_from_f64(&piece.to_f64());
             at += t;
@@ -441,6 +464,34 @@ impl Gpt {
         match self.config.softcap() {
             Some(cap) => tape.softcap(logits, cap).value().clone(),
             None => logits.value().clone(),
+        }
+    }
+}
+
+/// Rows of a pass that something is wanted of.
+enum Selection {
+    One(usize),
+    /// Their numbers, u32.
+    Several(Tensor),
+}
+
+impl Selection {
+    fn new(arena: &Arena, rows: &[usize]) -> Selection {
+        match *rows {
+            [row] => Selection::One(row),
+            _ => {
+                let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+                Selection::Several(Tensor::from_slice(arena, [rows.len()], &rows))
+            }
+        }
+    }
+
+    /// These rows of `x`.
+    fn of(&self, arena: &Arena, x: &Tensor) -> Tensor {
+        let [_, cols] = x.shape().rows_cols();
+        match self {
+            Selection::One(row) => x.view(row * cols, [1, cols]),
+            Selection::Several(rows) => embedding::forward(arena, x, rows),
         }
     }
 }

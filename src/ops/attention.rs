@@ -45,9 +45,9 @@ struct MaskView<'a> {
 }
 
 impl MaskView<'_> {
-    /// First key that query `t` of row `b` (at position `p`) sees; `t_len` queries a row.
-    fn first_key(&self, b: usize, t: usize, t_len: usize, p: usize) -> usize {
-        let by_window = self.window.map_or(0, |w| (p + 1).saturating_sub(w));
+    /// First key that query `t` of row `b` sees; `t_len` queries a row.
+    fn first_key(&self, b: usize, t: usize, t_len: usize) -> usize {
+        let by_window = self.window.map_or(0, |w| (t + 1).saturating_sub(w));
         let by_document = self.doc_start.map_or(0, |starts| starts[b * t_len + t] as usize);
         by_window.max(by_document)
     }
@@ -107,8 +107,8 @@ pub fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) 
             let q = Rows::new(packed, base + head * d, row);
             let k = Rows::new(packed, base + (h + group) * d, row);
             let v = Rows::new(packed, base + (h + g + group) * d, row);
-            let first_key = |query: usize| mask.first_key(b, query, t, query);
-            forward_head(&out, b * t * h * d + head * d, h * d, lse, q, k, v, t, d, 0, &first_key);
+            let first_key = |query: usize| mask.first_key(b, query, t);
+            forward_head(&out, b * t * h * d + head * d, h * d, lse, q, k, v, t, d, &first_key);
         })
     });
     drop(qkv_wide);
@@ -116,44 +116,7 @@ pub fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) 
     (out.clone(), Saved { qkv: qkv.clone(), out, lse, mask })
 }
 
-/// Attention of `t` new queries of one sequence over a cache that already holds their keys and values.
-/// `q [t, H D]`; `k`, `v [S, G D]` with the newest key at `s_len - 1`; -> `[t, H D]`.
-pub fn forward_cached(
-    arena: &Arena,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    heads: Heads,
-    s_len: usize,
-    window: Option<usize>,
-) -> Tensor {
-    let ([t, q_row], Heads { h, g, d }) = (q.shape().rows_cols(), heads);
-    assert!(q_row == h * d && t <= s_len && s_len <= k.shape().rows_cols()[0], "cached attention");
-    if q.device() != Device::Cpu {
-        return gpu::forward_cached(arena, q, [k, v], heads, s_len, window);
-    }
-    let wide = q.dtype().accumulator();
-    let q_wide = q.cast(arena, wide);
-    let (k_wide, v_wide) = (k.cast(arena, wide), v.cast(arena, wide));
-    let mut out = Tensor::uninit(arena, [t, h * d], wide);
-    let mask = MaskView { window, doc_start: None };
-    for_float!(wide, F => {
-        let shared = SharedMut::new(out.as_mut_slice::<F>());
-        (0..h).into_par_iter().for_each(|head| {
-            let q = Rows::new(q_wide.as_slice::<F>(), head * d, h * d);
-            let k = Rows::new(k_wide.as_slice::<F>(), head / (h / g) * d, g * d);
-            let v = Rows::new(v_wide.as_slice::<F>(), head / (h / g) * d, g * d);
-            let mut lse = vec![F::ZERO; t];
-            let past = s_len - t;
-            let first_key = |query: usize| mask.first_key(0, query, t, past + query);
-            forward_head(&shared, head * d, h * d, &mut lse, q, k, v, t, d, past, &first_key);
-        })
-    });
-    out.cast(arena, q.dtype())
-}
-
-/// One query head: writes `t` rows of `out` (first at `out_start`, `out_stride` apart) and their `lse`. Query `i` is at
-/// position `past + i`.
+/// One query head: writes `t` rows of `out` (first at `out_start`, `out_stride` apart) and their `lse`.
 #[allow(clippy::too_many_arguments)] // the three operands, where the result goes, and the extents
 fn forward_head<F: Float>(
     out: &SharedMut<F>,
@@ -165,18 +128,17 @@ fn forward_head<F: Float>(
     v: Rows<F>,
     t: usize,
     d: usize,
-    past: usize,
     first_key: &dyn Fn(usize) -> usize,
 ) {
     let scale = F::from_f64(1.0 / (d as f64).sqrt());
-    let mut scores = vec![F::ZERO; BLOCK_T.min(t) * BLOCK_S.min(past + t)];
+    let mut scores = vec![F::ZERO; BLOCK_T.min(t) * BLOCK_S.min(t)];
     let mut acc = vec![F::ZERO; BLOCK_T.min(t) * d];
     for queries in blocks(0..t, BLOCK_T) {
         let rows = queries.len();
         let acc = &mut acc[..rows * d];
         acc.fill(F::ZERO);
         let (mut peak, mut sum) = ([F::NEG_INFINITY; BLOCK_T], [F::ZERO; BLOCK_T]);
-        for keys in blocks(first_key(queries.start)..past + queries.end, BLOCK_S) {
+        for keys in blocks(first_key(queries.start)..queries.end, BLOCK_S) {
             let cols = keys.len();
             let scores = &mut scores[..rows * cols];
             product(scores, q.block(&queries, d), k.block(&keys, d).t(), WriteMode::Overwrite);
@@ -184,7 +146,7 @@ fn forward_head<F: Float>(
                 #[inline(always)]
                 || {
                     for (i, row) in scores.chunks_exact_mut(cols).enumerate() {
-                        let seen = visible(first_key, queries.start + i, past, &keys);
+                        let seen = visible(first_key, queries.start + i, &keys);
                         let correction = softmax_step(row, seen, scale, &mut peak[i], &mut sum[i]);
                         acc[i * d..(i + 1) * d].iter_mut().for_each(|a| *a *= correction);
                     }
@@ -204,9 +166,9 @@ fn forward_head<F: Float>(
 
 /// Columns of a key block that a query sees.
 #[inline(always)]
-fn visible(first_key: &dyn Fn(usize) -> usize, query: usize, past: usize, keys: &Range<usize>) -> Range<usize> {
+fn visible(first_key: &dyn Fn(usize) -> usize, query: usize, keys: &Range<usize>) -> Range<usize> {
     let start = first_key(query).clamp(keys.start, keys.end) - keys.start;
-    let end = (past + query + 1).clamp(keys.start, keys.end) - keys.start;
+    let end = (query + 1).clamp(keys.start, keys.end) - keys.start;
     start.min(end)..end
 }
 
@@ -293,7 +255,7 @@ impl<F: Float> HeadBackward<'_, F> {
                         || dot(dout.row(query, d), out.row(query, d)),
                     );
                 }
-                let first_key = |query: usize| self.mask.first_key(b, query, t, query);
+                let first_key = |query: usize| self.mask.first_key(b, query, t);
                 for keys in blocks(first_key(queries.start)..queries.end, BLOCK_S) {
                     let cols = keys.len();
                     let (p, ds) = (&mut p[..rows * cols], &mut ds[..rows * cols]);
@@ -303,7 +265,7 @@ impl<F: Float> HeadBackward<'_, F> {
                         #[inline(always)]
                         || {
                             for (i, (p, ds)) in p.chunks_exact_mut(cols).zip(ds.chunks_exact_mut(cols)).enumerate() {
-                                let seen = visible(&first_key, queries.start + i, 0, &keys);
+                                let seen = visible(&first_key, queries.start + i, &keys);
                                 p[..seen.start].fill(F::ZERO);
                                 ds[..seen.start].fill(F::ZERO);
                                 p[seen.end..].fill(F::ZERO);
@@ -355,7 +317,7 @@ pub fn reference(qkv: &[f64], heads: Heads, t: usize, mask: &Mask) -> Vec<f64> {
             let group = head / (h / g);
             let at = |key: usize, part: usize| &qkv[(b * t + key) * row + part * d..][..d];
             let q = at(query, head);
-            let keys = mask.first_key(b, query, t, query)..query + 1;
+            let keys = mask.first_key(b, query, t)..query + 1;
             let score =
                 |key: usize| at(key, h + group).iter().zip(q).map(|(k, q)| k * q).sum::<f64>() / (d as f64).sqrt();
             let peak = keys.clone().map(score).fold(f64::NEG_INFINITY, f64::max);

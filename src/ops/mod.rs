@@ -22,6 +22,7 @@ pub mod latent;
 pub mod linear;
 pub mod lm_loss;
 pub mod mlp;
+pub mod paged_attention;
 pub mod relu_squared;
 pub mod rmsnorm;
 pub mod rope;

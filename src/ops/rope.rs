@@ -215,7 +215,7 @@ fn rotate_rows<E: Elem>(y: &mut [E], heads: Heads, t: usize, start: usize, table
 }
 
 #[inline(always)]
-fn rotate_head<E: Elem>(
+pub(super) fn rotate_head<E: Elem>(
     low: &mut [E],
     high: &mut [E],
     cos: &[E::Acc],

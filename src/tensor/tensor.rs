@@ -237,6 +237,23 @@ impl Tensor {
         }
     }
 
+    /// Copies `elems` elements from element `from` on to element `to` on, two parts that do not overlap.
+    ///
+    /// # Panics
+    /// If they overlap, one does not lie inside, or the bytes are shared.
+    pub fn copy_part(&mut self, from: usize, to: usize, elems: usize) {
+        assert!(
+            from.abs_diff(to) >= elems && from.max(to) + elems <= self.elems(),
+            "{elems} elements from {from} to {to}"
+        );
+        assert!(self.is_unique(), "writing to a tensor whose bytes are shared");
+        let [from, to, bytes] = [from, to, elems].map(|elems| elems * self.dtype.size_bytes());
+        match self.place() {
+            Place::Host(_) => self.as_bytes_mut().copy_within(from..from + bytes, to),
+            Place::Gpu(gpu, address) => gpu.copy_within(address.offset(to), address.offset(from), bytes),
+        }
+    }
+
     /// This tensor on `device`, in memory of its own; itself where it lies there already.
     pub fn to(&self, device: Device) -> Tensor {
         if self.device() == device {

@@ -138,48 +138,10 @@ pub fn flash_case(gpus: &[&'static Gpu], case: &AttentionCase) -> Result<Vec<[Ve
     gpus.iter().map(on).collect()
 }
 
-/// Attention by tiles: every shape of [`ATTENTION_FLASH`], and queries over a cache.
+/// Attention by tiles: every shape of [`ATTENTION_FLASH`].
 ///
 /// # Errors
 /// As [`flash_case`].
 pub fn flash_on(gpu: &'static Gpu, extent: Extent) -> Cases {
-    pick(ATTENTION_FLASH, 4, extent).try_for_each(|case| flash_case(&[gpu], case).map(|_| ()))?;
-    if extent == Extent::One { Ok(()) } else { flash_over_a_cache(gpu) }
-}
-
-/// The last queries of a sequence over its cached keys and values are its last rows; what lies in the cache behind them is not
-/// read, be it NaN.
-///
-/// # Errors
-/// As [`flash_case`].
-pub fn flash_over_a_cache(gpu: &'static Gpu) -> Cases {
-    let host = Arena::new(64 << 20).map_err(|error| error.to_string())?;
-    let (one, grouped) = (|d| Heads { h: 1, g: 1, d }, |d| Heads { h: 4, g: 2, d });
-    let cases = [
-        (1, 200, grouped(64), None),
-        (97, 161, one(128), Some(70)),
-        (5, 64, grouped(96), None),
-        (70, 300, one(32), Some(100)),
-    ];
-    for (t, s, heads, window) in cases {
-        let case = AttentionCase { b: 1, t: s, heads, window, document: 0 };
-        let inputs = inputs(&case);
-        let exact = run(&host, DType::F64, &case, &inputs);
-        let bounds = bounds(&case, &inputs, &exact);
-        let Heads { h, g, d } = heads;
-        let columns = |first: usize, cols: usize, from: usize, blank_rows: usize| {
-            let rows =
-                inputs[0].chunks_exact(heads.row_elems()).skip(from).flat_map(|row| row[first..first + cols].to_vec());
-            rows.chain(std::iter::repeat_n(f64::NAN, blank_rows * cols)).collect::<Vec<f64>>()
-        };
-        let arena = Arena::scattered(gpu);
-        let q = at(&arena, DType::Bf16, [t, h * d], &columns(0, h * d, s - t, 0));
-        let [k, v] =
-            [h * d, (h + g) * d].map(|first| at(&arena, DType::Bf16, [s + 7, g * d], &columns(first, g * d, 0, 7)));
-        let out = attention::forward_cached(&arena, &q, &k, &v, heads, s, window).to_f64();
-        told(gpu, &format!("{case:?}"))?;
-        let last = (s - t) * h * d;
-        within(&format!("last {t} of {case:?}"), &out, &exact[0][last..], &bounds[0][last..])?;
-    }
-    Ok(())
+    pick(ATTENTION_FLASH, 4, extent).try_for_each(|case| flash_case(&[gpu], case).map(|_| ()))
 }

@@ -1,6 +1,6 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, banks, energy, heads, memory, parts, products, rowwise, state};
+use super::{Cases, Check, Extent, attention, banks, energy, heads, memory, paged, parts, products, rowwise, state};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -65,11 +65,13 @@ pub const FAMILIES: &[Family] = &[
     on_device("cast", state::cast_on),
     on_device("fill", state::fill_on),
     on_device("gemm", products::gemm_on),
+    on_device("gemm_rows", products::gemm_rows_on),
     cases("linear", products::linear),
     cases("mlp", products::mlp),
     cases("attention", attention::attention),
     on_device("attention_flash", attention::flash_on),
-    on_device("kv_cache", state::kv_cache_on),
+    on_device("paged_attention", paged::paged_on),
+    on_device("cached_model", state::cached_model_on),
     cases("lm_loss", products::lm_loss),
     cases("lm_loss_low_rank", products::lm_loss_low_rank),
     on_device("grad_norm", state::grad_norm_on),

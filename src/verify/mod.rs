@@ -12,6 +12,7 @@ pub mod families;
 pub mod heads;
 pub mod parts;
 pub mod memory;
+pub mod paged;
 pub mod products;
 pub mod rowwise;
 pub mod state;

@@ -2,7 +2,7 @@
 
 use super::{Cases, Check, Extent, OpCase, Outcome, at, close, gradient, grads, integers, normals, pick, told, unit};
 use crate::device::cpu::WriteMode;
-use crate::device::gemm::{Operand, gemm, gemm_naive, gemm_onto};
+use crate::device::gemm::{Operand, gemm, gemm_naive, gemm_onto, gemm_rows};
 use crate::device::gpu::Gpu;
 use crate::ops::mlp::{self, Keep, Weights};
 use crate::ops::{linear, lm_loss};
@@ -245,4 +245,43 @@ pub fn gemm_case(gpu: &'static Gpu, size @ [m, n, k]: [usize; 3], [from, to]: [D
         told(gpu, &what)?;
     }
     Ok(bits)
+}
+
+/// Rows, columns of W and K of products by rows: one row, eight, more than eight, more than one block of 64, K that ends inside a piece, and
+/// that no vector divides.
+const BY_ROWS: [[usize; 3]; 6] = [[1, 48, 64], [8, 17, 136], [9, 33, 40], [70, 100, 456], [3, 5, 7], [65, 20, 33]];
+
+/// Products whose rows do not depend on each other: right, and bit for bit those of each row alone and of the first nine.
+///
+/// # Errors
+/// The first element that is wrong, rows that depend on others, or what the device says.
+pub fn gemm_rows_on(gpu: &'static Gpu, extent: Extent) -> Cases {
+    let host = Arena::new(1 << 22).map_err(|error| error.to_string())?;
+    let mut cases = pick(&BY_ROWS, 2, extent).flat_map(|size| [(size, DType::F32), (size, DType::Bf16)]);
+    cases.try_for_each(|(&[n, o, k], dtype)| {
+        let rounded = |name: &str, elems: usize| at(&host, dtype, [elems], &normals(name, elems)).to_f64();
+        let (x, w, d) = (rounded("rows x", n * k), rounded("rows w", o * k), rounded("rows d", n * o));
+        let once = crate::ops::linear::reference(&x, &w, k);
+        let onto: Vec<f64> = once.iter().zip(&d).map(|(p, d)| p + d).collect();
+        let arena = Arena::scattered(gpu);
+        let weight = at(&arena, dtype, [o, k], &w);
+        let run = |rows: std::ops::Range<usize>, residual: bool| {
+            let part = |of: &[f64], cols: usize| of[rows.start * cols..rows.end * cols].to_vec();
+            let d = residual.then(|| at(&arena, dtype, [rows.len(), o], &part(&d, o)));
+            let mut y = Tensor::uninit(&arena, [rows.len(), o], dtype);
+            gemm_rows(&mut y.whole_mut(), d.as_ref(), &at(&arena, dtype, [rows.len(), k], &part(&x, k)), &weight);
+            y
+        };
+        let (what, bound) = (format!("rows {:?} {dtype}", [n, o, k]), 4.0 * unit(dtype) * (k as f64).sqrt());
+        let all = run(0..n, false);
+        close(&what, &all.to_f64(), &once, bound)?;
+        close(&format!("{what}, added"), &run(0..n, true).to_f64(), &onto, bound)?;
+        let alone: Vec<u8> = (0..n).flat_map(|row| run(row..row + 1, false).to_bytes()).collect();
+        let first = run(0..n.min(9), false).to_bytes();
+        told(gpu, &what)?;
+        if alone != all.to_bytes() || !alone.starts_with(&first) {
+            return Err(format!("{what}: rows depend on how many there are"));
+        }
+        Ok(())
+    })
 }

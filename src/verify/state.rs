@@ -182,7 +182,7 @@ fn judged(gpu: &'static Gpu, what: &str, trial: &Trial, firsts: &[u32], [weight,
 ///
 /// # Errors
 /// The first logit that differs, or what the device says.
-pub fn kv_cache_on(gpu: &'static Gpu, _: Extent) -> Cases {
+pub fn cached_model_on(gpu: &'static Gpu, _: Extent) -> Cases {
     for dtype in [DType::F32, DType::Bf16] {
         let mut config = ModelConfig::from_depth(2, 61, 32);
         (config.width, config.heads, config.kv_heads, config.head_dim, config.ffn_width) = (24, 3, 1, 8, 40);
@@ -203,9 +203,9 @@ pub fn kv_cache_on(gpu: &'static Gpu, _: Extent) -> Cases {
             Ok(all)
         };
         let (want, got) = (run(Device::Cpu)?, run(Device::Gpu(gpu))?);
-        told(gpu, &format!("kv_cache {dtype}"))?;
+        told(gpu, &format!("cached model {dtype}"))?;
         // Two layers of rounded sums: as far from the CPU's as bf16 rounds a few times over.
-        close(&format!("kv_cache {dtype}"), &got, &want, if dtype == DType::F32 { 1e-5 } else { 6e-2 })?;
+        close(&format!("cached model {dtype}"), &got, &want, if dtype == DType::F32 { 1e-5 } else { 6e-2 })?;
     }
     Ok(())
 }

@@ -66,7 +66,7 @@ fn rows_launch_the_kernels_of_their_names_and_are_counted() {
         assert!(!row.mechanism.contains("mma") || 2 * macs as usize >= row.work.flops, "{}: {macs} MACs", key(&row));
         launched.extend(measured.kernels);
     }
-    let untimed = |name: &str| ["fill_", "kv_cache_", "clip_fwd_losses"].iter().any(|stem| name.starts_with(stem));
+    let untimed = |name: &str| ["fill_", "clip_fwd_losses"].iter().any(|stem| name.starts_with(stem));
     // Twins of what is chosen in bf16.
     let twin = |name: &str| name.contains("attention_naive") || name == "gemm_naive_tiled_bf16";
     // Widths that no row has, and narrow products into f32, of which a step has some.

@@ -1,11 +1,11 @@
 //! Matrix products: all layouts, sizes that divide nothing, rows at every alignment, K in parts, and what is added.
 
-use crate::ops::{hopper, hoppers, simulators, tensor};
+use crate::ops::{check_on_all, hopper, hoppers, simulators, tensor};
 use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::gemm::{MMA, Operand, WGMMA, gemm, gemm_mma};
 use nanochat_gpu::device::modules::KERNELS;
 use nanochat_gpu::tensor::{Arena, DType, Tensor};
-use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case, gemm_on};
+use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case, gemm_on, gemm_rows_on};
 use nanochat_gpu::verify::{Extent, normals};
 
 /// Every transpose, twin and way to add, right and with the same bits under every order of warps.
@@ -19,11 +19,19 @@ fn every_layout_and_type_at_awkward_sizes() {
     }
 }
 
+/// What inference multiplies by: the same row has the same bits alone and among others.
+#[test]
+fn rows_do_not_depend_on_each_other() {
+    check_on_all(gemm_rows_on);
+}
+
 /// The PTX for compute capability 9.0, in its simulated tensor cores: what `doctor --full` launches of products on such a device.
 #[test]
 fn the_modules_for_hopper() {
     let Some(gpu) = hopper() else { return };
-    gemm_on(gpu, Extent::All).unwrap_or_else(|message| panic!("{message}"));
+    for check in [gemm_on, gemm_rows_on] {
+        check(gpu, Extent::All).unwrap_or_else(|message| panic!("{message}"));
+    }
     let launched = gpu.take_launched();
     for kernel in KERNELS.iter().filter(|kernel| kernel.stem.starts_with("gemm_")) {
         assert!(launched.contains(&kernel.name), "{} was not launched", kernel.name);

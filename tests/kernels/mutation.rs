@@ -6,16 +6,18 @@ use nanochat_gpu::device::Device;
 use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::driver::Capability;
 use nanochat_gpu::device::driver::sim::SimOptions;
-use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive};
+use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive, gemm_rows};
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS, Kernel};
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::ops::clip::{self, Evidence};
 use nanochat_gpu::ops::delta_rule::{self, Dims, Inputs, Past};
 use nanochat_gpu::ops::mlp::{self, Keep, Weights};
+use nanochat_gpu::ops::paged_attention::{PAGE_TOKENS, Placement};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
 use nanochat_gpu::ops::{
-    blend, concept_loss, decay_gate, embedding, grad_norm, hypercube, lm_loss, rmsnorm, rope, short_conv,
+    blend, concept_loss, decay_gate, embedding, grad_norm, hypercube, lm_loss, paged_attention, rmsnorm, rope,
+    short_conv,
 };
 use nanochat_gpu::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
@@ -179,6 +181,12 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             gemm(arena, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
+        "gemm_rows" => {
+            let n = if kernel.contains("few") { 3 } else { 9 };
+            let mut y = Tensor::uninit(arena, [n, 20], dtype);
+            gemm_rows(&mut y.whole_mut(), None, &at(arena, dtype, &[n, 136]), &at(arena, dtype, &[20, 136]));
+            bytes(&[&y])
+        }
         "mlp" => {
             let [n, c, f] = [64, 136, 72];
             let (x, gate_up, down) =
@@ -199,6 +207,13 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let (y, saved) = attention::forward(arena, &qkv, heads, t, Mask::default());
             let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
             bytes(&[&y, &d])
+        }
+        "paged_attention" => {
+            // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.
+            let (heads, n, pages) = (Heads { h: 6, g: 1, d: 8 }, 300, (0..19).rev().collect::<Vec<u32>>());
+            let placement = Placement::new(arena, [(n - 1, 1, pages.as_slice())]);
+            let [k, v] = [(); 2].map(|()| at(arena, dtype, &[pages.len() * PAGE_TOKENS, 8]));
+            bytes(&[&paged_attention::attend(arena, &at(arena, dtype, &[1, 48]), [&k, &v], heads, &placement, None)])
         }
         "lm_loss" => judged(arena, dtype),
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),

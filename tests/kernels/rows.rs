@@ -38,7 +38,7 @@ fn a_token_beyond_the_table_gives_nan_and_no_fault() {
 
 #[test]
 fn a_cached_sequence_gives_the_logits_of_the_cpu() {
-    check_on_all(verify::state::kv_cache_on);
+    check_on_all(verify::state::cached_model_on);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod latent;
 mod linear;
 mod lm_loss;
 mod mlp;
+mod paged_attention;
 mod relu_squared;
 mod rmsnorm;
 mod rope;

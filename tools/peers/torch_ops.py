@@ -77,14 +77,20 @@ def linear(stage, row):
     return {"eager": forward_or_backward(row["direction"], F.linear, (x, w), (x, w))}
 
 
+def gemm_rows(stage, row):
+    n, o, k = (row["extents"][letter] for letter in "NOK")
+    x, w = stage.normals(n, k), stage.normals(o, k)
+    return {"eager": lambda: F.linear(x, w)}
+
+
 def attention(stage, row):
     extents = row["extents"]
-    b, h, g, d = extents.get("B", 1), extents["H"], extents["G"], extents["D"]
-    decode = row["direction"] == "decode"
+    decode = row["op"] == "paged_attention"  # one query of each sequence over keys and values that lie side by side here
+    b, h, g, d = extents["N" if decode else "B"], extents["H"], extents["G"], extents["D"]
     keys = extents["S"] if decode else extents["T"]
     q = stage.normals(b, h, 1 if decode else keys, d, grad=True)
     k, v = stage.normals(b, g, keys, d, grad=True), stage.normals(b, g, keys, d, grad=True)
-    direction = "fwd" if decode else row["direction"]
+    direction = row["direction"]
 
     def with_backend(backends):
         from torch.nn.attention import sdpa_kernel
@@ -243,12 +249,14 @@ PEERS = {
     "copy": copy,
     "gemm": gemm,
     "attention": attention,
+    "paged_attention": lambda stage, row: attention(stage, row) if "split_keys" in row["name"] else {},
     "train_step": train_step,
     "lm_loss": lm_loss,
     "rmsnorm": lambda stage, row: (ADD_RMSNORM if "_add" in row["direction"] else RMSNORM)(stage, row),
     "adamw": adamw,
     "swiglu": elementwise(swiglu, swiglu_inputs),
     "linear": linear,
+    "gemm_rows": gemm_rows,
     "embedding": embedding,
     "softcap": elementwise(lambda x: CAP * torch.tanh(x / CAP), rows_inputs),
 }

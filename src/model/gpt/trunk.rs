@@ -2,8 +2,8 @@
 
 use super::{Gpt, Recompute, Rows};
 use crate::device::Device;
-use crate::model::KvCache;
 use crate::model::block::{Block, Context, Stream};
+use crate::model::cache::{Cached, Piece};
 use crate::model::carried::Carried;
 use crate::model::hypercube::Coded;
 use crate::model::psyche::Blended;
@@ -13,17 +13,14 @@ use crate::tensor::{Arena, Tensor};
 use std::sync::Arc;
 
 /// What a pass goes over, and what it looks back on.
-enum Pass<'a> {
+enum Pass<'a, 'b> {
     Rows {
         rows: &'a Rows,
         recompute: Recompute,
         carried: &'a mut Carried,
     },
-    /// The next tokens of a cached sequence.
-    Cached {
-        tokens: &'a [u32],
-        cache: &'a mut KvCache,
-    },
+    /// The next tokens of cached sequences.
+    Cached(&'a mut Cached<'b>),
 }
 
 /// What comes of the blocks.
@@ -80,7 +77,8 @@ impl Gpt {
                 let mut h = stream.settle(tape);
                 if done == stages.id.end {
                     (h, after_id) = self.after_id(tape, h, &mut pass);
-                    if let (Pass::Cached { tokens: [_], .. }, Some(psyche)) = (&pass, &self.psyche)
+                    if let (Pass::Cached(cached), Some(psyche)) = (&pass, &self.psyche)
+                        && cached.placement.rows() == 1
                         && let Some(blended) = psyche.exit(tape, &h, self.final_gain)
                     {
                         return Trunk { end: TrunkEnd::Early { id: h, blended }, coded: after_id.coded };
@@ -108,7 +106,11 @@ impl Gpt {
             Pass::Rows { rows: Rows { tokens, t, .. }, .. } => {
                 config.places(tokens.to(Device::Cpu).as_slice(), *t, 0, &mut 0)
             }
-            Pass::Cached { tokens, cache } => config.places(tokens, tokens.len(), 0, &mut cache.digit_run),
+            Pass::Cached(cached) => {
+                let places =
+                    |piece: &mut Piece| config.places(piece.tokens, piece.tokens.len(), 0, &mut piece.state.digit_run);
+                cached.pieces.iter_mut().flat_map(places).collect()
+            }
         };
         Tensor::from_slice(arena, [places.len()], &places)
     }
@@ -117,9 +119,9 @@ impl Gpt {
     fn run(&self, tape: &mut Tape, block: &Block, stream: Stream, pass: &mut Pass) -> Stream {
         let (rows, recompute) = match pass {
             Pass::Rows { rows, recompute, .. } => (rows, *recompute),
-            Pass::Cached { tokens, cache } => {
-                let t = tokens.len();
-                return block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cache));
+            Pass::Cached(cached) => {
+                let t = cached.placement.rows();
+                return block.forward(tape, &self.config, &self.table, stream, t, Context::Cached(cached));
             }
         };
         let is_masked = self.config.document_mask;
@@ -150,7 +152,10 @@ impl Gpt {
                     starts: rows.starts.as_ref(),
                     states: carried.abacus(),
                 },
-                Pass::Cached { tokens, cache } => abacus::Past::Cached { t: tokens.len(), state: cache.abacus() },
+                Pass::Cached(cached) => {
+                    let (t, state) = cached.only();
+                    abacus::Past::Cached { t, state: state.abacus() }
+                }
             };
             h = abacus.forward(tape, &h, past);
         }
@@ -159,8 +164,9 @@ impl Gpt {
                 Pass::Rows { rows, carried, .. } => {
                     memory::Past::Streams { t: rows.t, segments: rows.segments, bank: carried.bank() }
                 }
-                Pass::Cached { cache, .. } => {
-                    memory::Past::Conversation(cache.memory().expect("a cache of a model with a long-term memory"))
+                Pass::Cached(cached) => {
+                    let (_, state) = cached.only();
+                    memory::Past::Conversation(state.memory().expect("a sequence of a model with a long-term memory"))
                 }
             };
             let (with_rows, read) = memory.forward(tape, &h, past);
@@ -198,17 +204,16 @@ impl Gpt {
         self.trunk(tape, &rows.tokens, Pass::Rows { rows, recompute, carried })
     }
 
-    /// The trunk over the next tokens of a cached sequence; a single token may end after Id.
-    pub(super) fn trunk_cached(&self, tape: &mut Tape, tokens: &[u32], cache: &mut KvCache) -> Trunk {
-        let (t, config) = (tokens.len(), &self.config);
-        let ids = Tensor::from_slice(tape.arena(), [t], tokens);
-        let trunk = self.trunk(tape, &ids, Pass::Cached { tokens, cache: &mut *cache });
+    /// The trunk over the next tokens of cached sequences; a single token may end after Id.
+    pub(super) fn trunk_cached(&self, tape: &mut Tape, cached: &mut Cached) -> Trunk {
+        let (tokens, config) = (cached.tokens(), &self.config);
+        let ids = Tensor::from_slice(tape.arena(), [tokens.len()], &tokens);
+        let trunk = self.trunk(tape, &ids, Pass::Cached(cached));
         if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
             for block in &self.blocks[stages.id.end..] {
-                block.remember(tape, config, &self.table, id, cache);
+                block.remember(tape, config, &self.table, id, cached);
             }
         }
-        cache.advance(t);
         trunk
     }
 }

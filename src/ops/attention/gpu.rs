@@ -3,7 +3,7 @@
 use super::{Mask, Saved};
 use crate::device::Device;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{self, Grid, Ptr, PtrMut};
+use crate::device::launch::{self, Grid, Ptr};
 use crate::ops::rope::Heads;
 use crate::tensor::{Arena, DType, Tensor};
 use half::bf16;
@@ -41,103 +41,62 @@ pub fn flash_smem_bytes(d: usize) -> [usize; 2] {
 }
 
 /// The head width of the flash kernels where they serve: bf16 rows that start at multiples of 16 bytes.
-fn flash_width(d: usize, strides: [usize; 2], tensors: &[&Tensor]) -> Option<usize> {
+fn flash_width(d: usize, stride: usize, tensors: &[&Tensor]) -> Option<usize> {
     let fits = |x: &&Tensor| x.dtype() == DType::Bf16 && x.ptr::<bf16>().is_aligned(16);
-    let serves = [32, 64, 96, 128].contains(&d) && strides.iter().all(|s| s % 8 == 0) && tensors.iter().all(fits);
+    let serves = [32, 64, 96, 128].contains(&d) && stride % 8 == 0 && tensors.iter().all(fits);
     serves.then_some(d)
 }
 
-/// What forward reads: rows of queries and of keys and values, `strides` apart, of `[b, t]` queries and `[b, s]` keys.
-struct Forward<'a> {
-    q: &'a Tensor,
-    k: &'a Tensor,
-    v: &'a Tensor,
-    heads: Heads,
-    b: usize,
-    t: usize,
-    s: usize,
-    strides: [usize; 2],
-    window: Option<usize>,
-}
-
-impl Forward<'_> {
-    /// Writes `out`, and `lse` where it is not null.
-    fn launch(&self, out: &mut Tensor, lse: PtrMut<f32>, starts: Ptr<u32>) {
-        let Forward { q, k, v, heads: Heads { h, g, d }, b, t, s, strides: [q_stride, kv_stride], .. } = *self;
-        let (gpu, window, past, scale) = (gpu_of(q), self.window.unwrap_or(0), s - t, scale(d));
-        let tiles = Grid { blocks: [t.div_ceil(FLASH_TILE), h, b], smem_bytes: flash_smem_bytes(d)[0] };
-        let rows = Grid { blocks: [t, h, b], smem_bytes: s * size_of::<f32>() };
-        macro_rules! run {
-            ($kernel:ident, $grid:ident $(, $width:ident)?) => {
-                launch::$kernel(
-                    gpu,
-                    $grid,
-                    out.ptr_mut(),
-                    lse,
-                    q.ptr(),
-                    k.ptr(),
-                    v.ptr(),
-                    starts,
-                    scale,
-                    t,
-                    s,
-                    h,
-                    g,
-                    $($width,)?
-                    q_stride,
-                    kv_stride,
-                    window,
-                    past,
-                )
-            };
-        }
-        match (flash_width(d, self.strides, &[out, q, k, v]), q.dtype()) {
-            (Some(32), _) => run!(attention_flash_fwd_query_tiles_d32_bf16, tiles),
-            (Some(64), _) => run!(attention_flash_fwd_query_tiles_d64_bf16, tiles),
-            (Some(96), _) => run!(attention_flash_fwd_query_tiles_d96_bf16, tiles),
-            (Some(_), _) => run!(attention_flash_fwd_query_tiles_d128_bf16, tiles),
-            (None, dtype) => {
-                check(s, d);
-                match dtype {
-                    DType::F32 => run!(attention_naive_fwd_query_rows_f32, rows, d),
-                    DType::Bf16 => run!(attention_naive_fwd_query_rows_bf16, rows, d),
-                    other => panic!("no kernel attends in {other}"),
-                }
-            }
-        }
-    }
-}
-
 pub(super) fn forward(arena: &Arena, qkv: &Tensor, heads: Heads, t: usize, mask: Mask) -> (Tensor, Saved) {
-    let (Heads { h, d, .. }, [n, row], dtype) = (heads, qkv.shape().rows_cols(), qkv.dtype());
-    let b = n / t;
+    let (Heads { h, g, d }, [n, row], dtype, gpu) = (heads, qkv.shape().rows_cols(), qkv.dtype(), gpu_of(qkv));
+    let (b, window) = (n / t, mask.window.unwrap_or(0));
     let mut out = Tensor::uninit(arena, [n, h * d], dtype);
     let mut lse = Tensor::uninit(arena, [b, h, t], DType::F32);
     let [k, v] = &parts(qkv, heads);
-    let starts = mask.doc_start.as_ref().map_or(Ptr::none(), |starts| starts.ptr());
-    let inputs = Forward { q: qkv, k, v, heads, b, t, s: t, strides: [row, row], window: mask.window };
-    inputs.launch(&mut out, lse.ptr_mut(), starts);
+    let starts = || mask.doc_start.as_ref().map_or(Ptr::none(), |starts| starts.ptr());
+    let tiles = Grid { blocks: [t.div_ceil(FLASH_TILE), h, b], smem_bytes: flash_smem_bytes(d)[0] };
+    let rows = Grid { blocks: [t, h, b], smem_bytes: t * size_of::<f32>() };
+    macro_rules! run {
+        ($kernel:ident, $grid:ident $(, $width:ident)?) => {
+            launch::$kernel(
+                gpu,
+                $grid,
+                out.ptr_mut(),
+                lse.ptr_mut(),
+                qkv.ptr(),
+                k.ptr(),
+                v.ptr(),
+                starts(),
+                scale(d),
+                t,
+                h,
+                g,
+                $($width,)?
+                row,
+                window,
+            )
+        };
+    }
+    match (flash_width(d, row, &[&out, qkv, k, v]), dtype) {
+        (Some(32), _) => run!(attention_flash_fwd_query_tiles_d32_bf16, tiles),
+        (Some(64), _) => run!(attention_flash_fwd_query_tiles_d64_bf16, tiles),
+        (Some(96), _) => run!(attention_flash_fwd_query_tiles_d96_bf16, tiles),
+        (Some(_), _) => run!(attention_flash_fwd_query_tiles_d128_bf16, tiles),
+        (None, dtype) => {
+            check(t, d);
+            match dtype {
+                DType::F32 => run!(attention_naive_fwd_query_rows_f32, rows, d),
+                DType::Bf16 => run!(attention_naive_fwd_query_rows_bf16, rows, d),
+                other => panic!("no kernel attends in {other}"),
+            }
+        }
+    }
     (out.clone(), Saved { qkv: qkv.clone(), out, lse, mask })
 }
 
 /// The packed rows from their first key, and from their first value on.
 fn parts(qkv: &Tensor, Heads { h, g, d }: Heads) -> [Tensor; 2] {
     [h * d, (h + g) * d].map(|first| qkv.view(first, [qkv.elems() - first]))
-}
-
-pub(super) fn forward_cached(
-    arena: &Arena,
-    q: &Tensor,
-    [k, v]: [&Tensor; 2],
-    heads: Heads,
-    s: usize,
-    window: Option<usize>,
-) -> Tensor {
-    let (Heads { h, g, d }, [t, _]) = (heads, q.shape().rows_cols());
-    let mut out = Tensor::uninit(arena, [t, h * d], q.dtype());
-    let inputs = Forward { q, k, v, heads, b: 1, t, s, strides: [h * d, g * d], window };
-    inputs.launch(&mut out, PtrMut::none(), Ptr::none());
-    out
 }
 
 pub(super) fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, saved: &Saved) -> Tensor {
@@ -147,7 +106,7 @@ pub(super) fn backward(arena: &Arena, dout: &Tensor, heads: Heads, t: usize, sav
     let mut dqkv = Tensor::uninit(arena, [n, row], qkv.dtype());
     let mut delta = Tensor::uninit(arena, [b, h, t], DType::F32);
     let [k, v] = parts(qkv, heads);
-    if flash_width(d, [row, row], &[qkv, &k, &v, out, dout, &dqkv]).is_some() {
+    if flash_width(d, row, &[qkv, &k, &v, out, dout, &dqkv]).is_some() {
         backward_flash(&mut dqkv, &mut delta, dout, [&k, &v], heads, t, saved);
         return dqkv;
     }
