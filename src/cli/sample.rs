@@ -89,7 +89,7 @@ impl ValueEnum for Rerank {
 }
 
 /// What is added to the scores of the stages.
-fn lean(assignments: &[String]) -> anyhow::Result<[f64; 3]> {
+pub(super) fn lean(assignments: &[String]) -> anyhow::Result<[f64; 3]> {
     let mut lean = [0.0; 3];
     for assignment in assignments {
         let known = assignment.split_once('=').and_then(|(name, value)| {
@@ -114,7 +114,7 @@ fn colour(weights: [f32; 3]) -> [u8; 3] {
 /// than the context, and those of opening the checkpoint.
 pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let SampleCommand { temperature, top_k, top_p, seed, .. } = command;
-    let sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p, seed })?;
+    let sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p, seed, ..SamplerOptions::GREEDY })?;
     let lean = lean(&command.psyche)?;
     let mut opened = load_model(&command.checkpoint, DType::F32)?;
     if (command.show.is_some() || !command.psyche.is_empty()) && !opened.model.config().parts.psyche.enabled {

@@ -1,16 +1,26 @@
 //! Inference: drawing tokens from logits, generating sequences, and putting their bytes together as text.
 //! Knows models, tapes and the tokenizer's interface; nothing of data sources or the command line.
 
+pub mod answer;
+pub mod calculator;
+pub mod dialogue;
+pub mod engine;
 pub mod generate;
 pub mod memory_file;
+pub mod pages;
 pub mod rerank;
+pub mod rules;
 pub mod sampler;
 pub mod text;
 
+pub use answer::{Answer, Said};
+pub use dialogue::ChatFormat;
+pub use engine::{Engine, EngineOptions, Event, Held, LogProbs, RequestId, Submission};
 pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate, generate_on};
 pub use rerank::Rerank;
+pub use rules::{Banned, GrammarSpec, Grammars, Rules};
 pub use sampler::{Sampler, SamplerOptions};
-pub use text::{Utf8Stream, end_ids};
+pub use text::{StopStream, Utf8Stream, end_ids};
 
 use crate::device::Device;
 use crate::device::gemm::PARTS_BYTES_MAX;

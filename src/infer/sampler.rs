@@ -1,4 +1,5 @@
-//! Draws a token from logits: temperature, then the `k` most probable, then the smallest set of probability `p`.
+//! Draws a token from logits: repetition penalty, temperature, then the `k` most probable, then the smallest set of probability `p`,
+//! then those that are not far less probable than the first.
 //!
 //! Counter-based: a draw is a function of (seed, sequence, position, logits) alone, so a sequence comes out the same
 //! whatever is generated beside it, in whatever order.
@@ -17,13 +18,19 @@ pub struct SamplerOptions {
     pub top_k: Option<usize>,
     /// Only the most probable tokens that together first reach this probability, out of what `top_k` left; in `(0, 1]`.
     pub top_p: Option<f64>,
+    /// Only tokens at least so many times as probable as the most probable one, out of what is left; from 0 to 1.
+    pub min_p: Option<f64>,
+    /// Logits of tokens that are there already are divided by it where positive, else multiplied (Keskar et al. 2019, "CTRL"); 1 changes
+    /// nothing, more makes repetitions rarer.
+    pub repetition_penalty: f64,
     /// Another seed draws other tokens.
     pub seed: u64,
 }
 
 impl SamplerOptions {
     /// Always the most probable token.
-    pub const GREEDY: SamplerOptions = SamplerOptions { temperature: 0.0, top_k: None, top_p: None, seed: 0 };
+    pub const GREEDY: SamplerOptions =
+        SamplerOptions { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0, seed: 0 };
 
     /// Refuses values out of range, in one line that names the value and the range.
     pub fn validate(&self) -> Result<(), UserError> {
@@ -38,6 +45,15 @@ impl SamplerOptions {
             && !(p > 0.0 && p <= 1.0)
         {
             return fail(format!("top-p is {p}; it must be above 0 and at most 1"));
+        }
+        if let Some(p) = self.min_p
+            && !(0.0..=1.0).contains(&p)
+        {
+            return fail(format!("min-p is {p}; it must lie between 0 and 1"));
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            let penalty = self.repetition_penalty;
+            return fail(format!("repetition-penalty is {penalty}; it must be a positive number (1 changes nothing)"));
         }
         Ok(())
     }
@@ -70,6 +86,21 @@ impl Sampler {
         &self.options
     }
 
+    /// Applies the repetition penalty to `logits [V]` for each token of `past`, once.
+    pub fn penalise(&self, logits: &mut [f32], past: &[u32]) {
+        let penalty = self.options.repetition_penalty as f32;
+        if penalty == 1.0 {
+            return;
+        }
+        let mut seen = past.to_vec();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            let logit = &mut logits[id as usize];
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+
     /// The token at `position` of sequence number `sequence`, given its `logits [V]`. One of minus infinity is never
     /// drawn.
     ///
@@ -77,7 +108,7 @@ impl Sampler {
     /// Logits that make no distribution: none at all, a NaN, plus infinity, or minus infinity everywhere.
     pub fn pick(&self, logits: &[f32], sequence: u64, position: u64) -> anyhow::Result<u32> {
         let best = most_probable(logits)?;
-        let SamplerOptions { temperature, top_k, top_p, seed } = self.options;
+        let SamplerOptions { temperature, top_k, top_p, min_p, seed, .. } = self.options;
         if temperature == 0.0 {
             return Ok(best);
         }
@@ -92,6 +123,9 @@ impl Sampler {
         }
         if let Some(p) = top_p {
             keep_nucleus(&mut candidates, p);
+        }
+        if let Some(p) = min_p {
+            candidates.retain(|candidate| candidate.weight >= p);
         }
         let uniform = Philox::new(seed, &format!("sequence {sequence}")).uniform(position);
         Ok(draw(&candidates, uniform))

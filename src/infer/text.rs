@@ -1,4 +1,4 @@
-//! From generated ids to text: which ids end a text, and bytes that arrive in pieces.
+//! From generated ids to text: which ids end a text, bytes that arrive in pieces, strings that end it.
 
 use crate::tokenizer::Codec;
 
@@ -54,5 +54,48 @@ impl Utf8Stream {
     /// What was held back, as U+FFFD, since the rest of it will not come; the stream can begin anew.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+    }
+}
+
+/// Text that is over where one of some strings comes; what may be the beginning of one is held back.
+#[derive(Clone, Debug, Default)]
+pub struct StopStream {
+    stops: Vec<String>,
+    held: String,
+    is_over: bool,
+}
+
+impl StopStream {
+    /// Ends before the first of `stops`; those that are empty end nothing.
+    pub fn new(stops: &[String]) -> StopStream {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        StopStream { stops, ..StopStream::default() }
+    }
+
+    /// The text that is certain after `text`.
+    pub fn push(&mut self, text: &str) -> String {
+        if self.is_over {
+            return String::new();
+        }
+        self.held.push_str(text);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.is_over = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let begins = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*at..]));
+        let at = self.held.char_indices().map(|(at, _)| at).find(begins).unwrap_or(self.held.len());
+        let rest = self.held.split_off(at);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Whether a string came that ends the text.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// What was held back and is text after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }

@@ -6,11 +6,13 @@ mod hf;
 mod pattern;
 pub mod special;
 mod split;
+pub mod template;
 mod train;
 
 pub use encode::Merge;
 pub use pattern::Pattern;
 pub use special::{Content, Message, Part, PartKind, RenderedChat, SPECIALS, render_chat, render_prompt};
+pub use template::{ChatTemplate, TemplateTokens};
 pub use train::{TrainError, TrainReport, TrainSpec, train};
 
 use encode::{Encoder, MergeTable};
@@ -41,6 +43,9 @@ pub trait Codec: Send + Sync {
 
     /// The id of the special token with this text.
     fn special(&self, name: &str) -> Option<u32>;
+
+    /// Whether this is a special token.
+    fn is_special(&self, id: u32) -> bool;
 
     /// The ids of `bytes`: see [`encode_into`](Codec::encode_into).
     fn encode(&self, bytes: &[u8]) -> Vec<u32> {
@@ -201,19 +206,23 @@ impl Tokenizer {
     pub fn encode_with_special(&self, bytes: &[u8], out: &mut Vec<u32>) {
         let (mut start, mut at) = (0, 0);
         while at < bytes.len() {
-            let candidates = &self.specials_by_byte[bytes[at] as usize];
-            let found = candidates.iter().find(|id| bytes[at..].starts_with(self.token(**id)));
-            match found {
+            match self.special_at(&bytes[at..]) {
                 Some(id) => {
                     self.encoder.encode_into(&bytes[start..at], out);
-                    out.push(*id);
-                    at += self.token(*id).len();
+                    out.push(id);
+                    at += self.token(id).len();
                     start = at;
                 }
                 None => at += 1,
             }
         }
         self.encoder.encode_into(&bytes[start..], out);
+    }
+
+    /// The longest special token whose text `bytes` begin with.
+    fn special_at(&self, bytes: &[u8]) -> Option<u32> {
+        let candidates = &self.specials_by_byte[*bytes.first()? as usize];
+        candidates.iter().copied().find(|&id| bytes.starts_with(self.token(id)))
     }
 
     /// Blake3, in hexadecimal, of the canonical content: tokens by id, merges, special tokens and pattern. Tells
@@ -284,6 +293,10 @@ impl Codec for Tokenizer {
 
     fn special(&self, name: &str) -> Option<u32> {
         self.special_ids.get(name).copied()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.specials.binary_search_by_key(&id, |(_, id)| *id).is_ok()
     }
 }
 

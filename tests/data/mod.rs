@@ -47,6 +47,9 @@ impl Codec for ByteCodec {
     fn bos(&self) -> Option<u32> {
         Some(BOS)
     }
+    fn is_special(&self, id: u32) -> bool {
+        id >= BOS
+    }
 }
 
 pub fn codec() -> Arc<dyn Codec> {

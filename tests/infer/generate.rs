@@ -80,7 +80,7 @@ fn the_context_ends_a_sequence() {
 fn stop_ids_and_the_caller_end_a_sequence() {
     let model = small_model(97, 64);
     let params = random_params(&model, DType::F32);
-    let options = SamplerOptions { temperature: 1.5, top_k: None, top_p: None, seed: 1 };
+    let options = SamplerOptions { temperature: 1.5, seed: 1, ..SamplerOptions::GREEDY };
     let free = run(&model, &params, options, &REQUEST).tokens;
     let stop = free[6];
     let before = free.iter().position(|&id| id == stop).unwrap();
@@ -103,7 +103,8 @@ fn stop_ids_and_the_caller_end_a_sequence() {
 fn sequences_depend_on_their_own_number_alone() {
     let model = small_model(97, 64);
     let params = random_params(&model, DType::F32);
-    let options = SamplerOptions { temperature: 1.0, top_k: Some(40), top_p: Some(0.95), seed: 7 };
+    let options =
+        SamplerOptions { temperature: 1.0, top_k: Some(40), top_p: Some(0.95), seed: 7, ..SamplerOptions::GREEDY };
     let of = |sequence, seed| {
         run(&model, &params, SamplerOptions { seed, ..options }, &Request { sequence, ..REQUEST }).tokens
     };

@@ -1,9 +1,14 @@
 //! Tests of `infer`, and what they share: small models with random values, and checkpoints of them on disk.
 
+mod answer;
+mod calculator;
 mod command;
+mod engine;
 mod generate;
 mod memory_file;
+mod pages;
 mod rerank;
+mod rules;
 mod sampler;
 mod text;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 const LOGITS: [f32; 7] = [1.0, -0.5, 2.0, f32::NEG_INFINITY, 2.0, 0.25, -3.0];
 
 fn options() -> SamplerOptions {
-    SamplerOptions { temperature: 1.0, top_k: None, top_p: None, seed: 11 }
+    SamplerOptions { temperature: 1.0, seed: 11, ..SamplerOptions::GREEDY }
 }
 
 fn sampler(options: SamplerOptions) -> Sampler {

@@ -4,6 +4,7 @@ mod chat;
 mod command;
 mod encode;
 mod hf;
+mod template;
 mod train;
 
 use nanochat_gpu::tokenizer::{Codec, Pattern, Tokenizer};

@@ -59,7 +59,12 @@ impl Trainer {
     }
 
     pub(super) fn sample(&self) -> anyhow::Result<String> {
-        let options = SamplerOptions { temperature: 0.8, top_k: Some(50), top_p: None, seed: self.config.train.seed };
+        let options = SamplerOptions {
+            temperature: 0.8,
+            top_k: Some(50),
+            seed: self.config.train.seed,
+            ..SamplerOptions::GREEDY
+        };
         let Some(bos) = self.tokenizer.bos() else { return Ok(String::new()) };
         let sampler = Sampler::new(options)?;
         let request = Request { prompt: &[bos], tokens_max: SAMPLE_TOKENS, sequence: 0, stop_ids: &[bos] };
