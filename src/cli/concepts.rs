@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
                   Of a model with a hypercube of its own, the vertex that its stream passes at each word is shown too."
 )]
 pub struct ConceptsCommand {
-    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
+    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Words; one of several tokens is shown by its first
@@ -64,7 +64,7 @@ struct Word {
 pub fn run(command: ConceptsCommand) -> anyhow::Result<()> {
     let mut opened = load_model(&command.checkpoint, DType::F32)?;
     let Some(tokenizer) = opened.tokenizer.take() else {
-        user_bail!("{} has no tokenizer.json; copy the model's there", opened.dir.display());
+        user_bail!("{} has no tokenizer.json; copy the model's there", opened.path.display());
     };
     let map = map(&opened, &tokenizer);
     let words = command.words.iter().map(|text| word(text, &tokenizer)).collect::<anyhow::Result<Vec<_>>>()?;

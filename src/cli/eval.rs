@@ -23,7 +23,7 @@ const SEQ_LEN_DEFAULT: usize = 1024;
 #[command(after_help = "Example:\n  nanochat-gpu eval --checkpoint runs/first --data books/ --json\n\n\
                   Bits per byte compare models of any tokenizer; the loss compares with a training loss.")]
 pub struct EvalCommand {
-    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
+    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Files, folders or patterns of .txt, .jsonl, .parquet or .bin, or synthetic[:TASK]; may be given several times
@@ -63,7 +63,7 @@ enum Part {
 pub fn run(command: EvalCommand) -> anyhow::Result<()> {
     let mut opened = load_model(&command.checkpoint, DType::F32)?;
     let Some(tokenizer) = opened.tokenizer.take() else {
-        user_bail!("{} has no tokenizer.json, so it cannot read text; copy the model's there", opened.dir.display());
+        user_bail!("{} has no tokenizer.json, so it cannot read text; copy the model's there", opened.path.display());
     };
     let config = opened.model.config();
     check_vocabulary(&tokenizer, config)?;

@@ -23,7 +23,7 @@ use std::path::PathBuf;
                   with --grads grad.NAME of every parameter."
 )]
 pub struct LogitsCommand {
-    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
+    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Token ids of one row, separated by commas

@@ -5,7 +5,7 @@ use crate::device::choice::{self, SimMode};
 use crate::formats::checkpoint::{LoadedModel, load_model};
 use crate::infer::generate::cache;
 use crate::infer::{Drawn, Finish, Generation, Request, Rerank, Sampler, SamplerOptions};
-use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, end_ids, generate_on, memory_file};
+use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, generate_on, memory_file};
 use crate::model::psyche::STAGES;
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer};
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 #[command(after_help = "Example:\n  nanochat-gpu sample --checkpoint runs/first -p 'Once upon a time' -n 3 \
                   --temperature 0.8 --top-k 50")]
 pub struct SampleCommand {
-    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken
+    /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// The text to continue; without it the model begins a document of its own
@@ -118,18 +118,21 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let lean = lean(&command.psyche)?;
     let mut opened = load_model(&command.checkpoint, DType::F32)?;
     if (command.show.is_some() || !command.psyche.is_empty()) && !opened.model.config().parts.psyche.enabled {
-        user_bail!("{} has no PsycheController; train with --set psyche.enabled=true", opened.dir.display());
+        user_bail!("{} has no PsycheController; train with --set psyche.enabled=true", opened.path.display());
     }
     let Some(tokenizer) = opened.tokenizer.take() else {
         user_bail!(
             "{} has no tokenizer.json, so it cannot read a prompt; copy the model's there",
-            opened.dir.display()
+            opened.path.display()
         );
     };
     check_vocabulary(&tokenizer, opened.model.config())?;
     command.rerank.check(opened.model.config())?;
-    let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
+    let mut prompt: Vec<u32> = opened.text.prefix().into_iter().collect();
     tokenizer.encode_into(command.prompt.as_bytes(), &mut prompt);
+    if prompt.is_empty() {
+        prompt.extend(tokenizer.bos()); // a document of its own, of a model that wants nothing before texts
+    }
     check_prompt(opened.model.config(), &prompt)?;
     let device = choice::open(&command.device, SimMode::Fast)?;
     opened.model = opened.model.leaning(lean).to(device);
@@ -225,8 +228,7 @@ impl Task<'_> {
     /// One continuation; `show` gets its text piece by piece.
     fn draw(&self, sequence: u64, show: Show) -> anyhow::Result<Sample> {
         let Task { opened, tokenizer, sampler, command, prompt } = *self;
-        let stop_ids = end_ids(tokenizer);
-        let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &stop_ids };
+        let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &opened.text.eos };
         let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
         let colours = command.show.is_some() && std::io::stdout().is_terminal();
         let mut weights = Vec::new();

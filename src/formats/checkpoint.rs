@@ -1,14 +1,16 @@
-//! Checkpoint folders: written under a temporary name, synced, renamed; every file with a checksum; opened for inference.
+//! Checkpoint folders: written under a temporary name, synced, renamed; every file with a checksum; opened for inference, as GGUF files are.
 //!
 //! A folder holds `config.json` and `model.safetensors` in Hugging Face's naming, `tokenizer.json`, what training adds, and
 //! `checksums`: a line per file, BLAKE3 in hexadecimal and the name. A folder without `checksums` (a model of others) is
 //! opened as it is.
 
+use super::gguf::{self, Gguf};
 use super::hf;
 use super::safetensors::{self, Named, Reader};
+use super::text_rules::TextRules;
 use crate::device::Device;
-use crate::model::Gpt;
-use crate::tensor::{DType, ParamId, Params, Tensor};
+use crate::model::{Gpt, ModelConfig, Parts};
+use crate::tensor::{BlockType, DType, ParamId, Params, Tensor};
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::{user_bail, user_error};
 use anyhow::Context;
@@ -19,28 +21,53 @@ pub struct LoadedModel {
     pub model: Gpt,
     pub params: Params,
     pub tokenizer: Option<Tokenizer>,
-    /// The checkpoint's folder.
-    pub dir: PathBuf,
+    /// What is put before texts, what ends them, and the template of chats.
+    pub text: TextRules,
+    /// The checkpoint's folder, or its GGUF file.
+    pub path: PathBuf,
 }
 
-/// Opens the checkpoint in `dir`, or the newest one of a run folder; its parameters are computed with in `dtype`.
+/// Opens the checkpoint in the folder `path`, the newest one of a run folder, or a GGUF file; its parameters are computed with
+/// in `dtype`.
 ///
 /// # Errors
 /// Missing, damaged or mismatching files, named in one line. Whether the tokenizer is the model's is for the caller to ask.
-pub fn load_model(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
-    let dir = resolve(dir)?;
-    verify(&dir)?;
+pub fn load_model(path: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
+    match path.is_file() {
+        true => load_gguf(path, dtype),
+        false => load_folder(&resolve(path)?, dtype),
+    }
+}
+
+fn load_gguf(path: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
+    let checkpoint = gguf::Checkpoint::new(Gguf::open(path)?)?;
+    let (tokenizer, text) = checkpoint.tokenizer()?;
+    let file = checkpoint.gguf().file();
+    hf::check_extents(checkpoint.config(), &checkpoint, file)?;
+    let model = Gpt::new(checkpoint.config().clone(), dtype)?;
+    let params = hf::read_params(&model, &checkpoint, dtype, file)?;
+    Ok(LoadedModel { model, params, tokenizer, text, path: path.to_owned() })
+}
+
+fn load_folder(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
+    verify(dir)?;
     let config_file = dir.join("config.json");
     let name = config_file.display().to_string();
     let text = std::fs::read_to_string(&config_file).map_err(|e| user_error!("cannot read {name}: {e}"))?;
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| user_error!("{name} is not valid JSON: {e}"))?;
     let config = hf::parse_config(&value, &name)?;
+    let (weights, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
+    let (weights, reader) = match !weights.exists() && index.exists() {
+        true => (&index, Reader::open_sharded(&index)?),
+        false => (&weights, Reader::open(&weights)?),
+    };
+    let weights = weights.display().to_string();
+    hf::check_extents(&config, &reader, &weights)?;
     let model = Gpt::new(config, dtype)?;
-    let weights = dir.join("model.safetensors");
-    let params = hf::read_params(&model, &Reader::open(&weights)?, dtype, &weights.display().to_string())?;
+    let params = hf::read_params(&model, &reader, dtype, &weights)?;
     let tokenizer = match dir.join("tokenizer.json").exists() {
-        true => Some(Tokenizer::load(&dir)?),
+        true => Some(Tokenizer::load(dir)?),
         false => None,
     };
     if let Some(tokenizer) = &tokenizer {
@@ -52,7 +79,11 @@ pub fn load_model(dir: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
             );
         }
     }
-    Ok(LoadedModel { model, params, tokenizer, dir })
+    let text = match &tokenizer {
+        Some(tokenizer) => TextRules::of_folder(dir, &value, tokenizer)?,
+        None => TextRules::default(),
+    };
+    Ok(LoadedModel { model, params, tokenizer, text, path: dir.to_owned() })
 }
 
 /// `dir` itself where it is a checkpoint, the newest checkpoint where it is a run folder.
@@ -64,7 +95,7 @@ fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
         return Ok(newest);
     }
     match dir.exists() {
-        false => user_bail!("{} does not exist; name a checkpoint or a run folder", dir.display()),
+        false => user_bail!("{} does not exist; name a checkpoint, a run folder or a GGUF file", dir.display()),
         true => user_bail!("{} holds neither a config.json nor checkpoints/step_*", dir.display()),
     }
 }
@@ -199,14 +230,85 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// # Errors
 /// What the disk refuses.
 pub fn write_model(dir: &Path, model: &Gpt, params: &Params, tokenizer: &Tokenizer) -> anyhow::Result<()> {
-    let ids = hf::SpecialIds { bos: tokenizer.bos(), eos: tokenizer.special("<|assistant_end|>").or(tokenizer.bos()) };
-    let mut config = hf::config_json(model.config(), ids);
+    let eos = tokenizer.special("<|assistant_end|>").or(tokenizer.bos());
+    let ids = hf::SpecialIds { bos: tokenizer.bos(), eos: eos.into_iter().collect() };
+    let mut config = hf::config_json(model.config(), &ids);
     config["nanochat"]["tokenizer_digest"] = tokenizer.digest().into();
     write_synced(&dir.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
     let views = views(model, params.master());
     safetensors::write(&dir.join("model.safetensors"), &named("", model, &views))?;
     tokenizer.save(dir)?;
     Ok(())
+}
+
+/// A model with what belongs to it, to be written as a folder that Hugging Face's programs and this one open.
+#[derive(Clone, Copy)]
+pub struct Folder<'a> {
+    pub model: &'a Gpt,
+    pub params: &'a Params,
+    pub tokenizer: Option<&'a Tokenizer>,
+    pub text: &'a TextRules,
+    /// Type of the weights: F32 or BF16.
+    pub kind: BlockType,
+}
+
+/// Writes a model's folder `target`, whole or not at all.
+///
+/// # Errors
+/// What the disk refuses.
+pub fn write_folder(target: &Path, folder: Folder) -> anyhow::Result<()> {
+    let Folder { model, params, tokenizer, text, kind } = folder;
+    let target = std::path::absolute(target)?;
+    write_atomically(&target, |dir| {
+        let ids = hf::SpecialIds { bos: text.bos, eos: text.eos.clone() };
+        let mut config = hf::config_json(model.config(), &ids);
+        if let Some(tokenizer) = tokenizer {
+            config["nanochat"]["tokenizer_digest"] = tokenizer.digest().into();
+            tokenizer.save(dir)?;
+            let rules = text.to_json(tokenizer, model.config().max_seq_len);
+            write_synced(&dir.join("tokenizer_config.json"), &serde_json::to_vec_pretty(&rules)?)?;
+        }
+        let file = dir.join("model.safetensors");
+        if kind == BlockType::F32 {
+            write_synced(&dir.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
+            return safetensors::write(&file, &named("", model, &views(model, params.master())));
+        }
+        config["dtype"] = "bfloat16".into();
+        write_synced(&dir.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
+        let entries = model.layout().entries();
+        let rounded: Vec<Vec<u8>> = views(model, params.master()).iter().map(bf16_bytes).collect();
+        let tensors = entries.iter().zip(&rounded).map(|(entry, bytes)| Named {
+            name: entry.name.clone(),
+            shape: entry.shape.as_slice().to_vec(),
+            dtype: ::safetensors::Dtype::BF16,
+            bytes,
+        });
+        safetensors::write(&file, &tensors.collect::<Vec<_>>())
+    })
+}
+
+fn bf16_bytes(view: &Tensor) -> Vec<u8> {
+    let values = view.as_slice::<f32>();
+    let mut bytes = vec![0; 2 * values.len()];
+    BlockType::Bf16.quantise(values, &mut bytes);
+    bytes
+}
+
+/// The backbone alone of a model with parts beyond it, and without a mask of documents, which a single text never meets.
+///
+/// # Errors
+/// None that a model which is there could give.
+pub fn backbone(model: &Gpt, params: &Params) -> anyhow::Result<(Gpt, Params)> {
+    let config = ModelConfig { parts: Parts::default(), document_mask: false, ..model.config().clone() };
+    let plain = Gpt::new(config, params.dtype())?;
+    let mut kept = Params::zeros(plain.layout().clone(), params.dtype());
+    for (i, entry) in plain.layout().entries().iter().enumerate() {
+        let of_all = model.layout().entries().iter().position(|other| other.name == entry.name);
+        let from = ParamId(of_all.context("a backbone has no parameters of its own")? as u32);
+        kept.set_master(ParamId(i as u32), &params.master_view(from).to_f64());
+    }
+    kept.round();
+    Ok((plain, kept))
 }
 
 /// A flat buffer of `model` as one tensor per parameter, on the host.

@@ -3,22 +3,24 @@
 //! A backbone without QK-norm is a `LlamaForCausalLM`, with it a `Qwen3ForCausalLM`; options that neither knows (soft-cap,
 //! windows without QK-norm, layers of Kimi Delta Attention, parts beyond the backbone) make it a `NanochatForCausalLM`, which `transformers` refuses instead of computing wrongly.
 
-use super::safetensors::Reader;
+use super::weights::Weights;
+use crate::model::config::SEQ_LEN_MAX;
 use crate::model::{Gpt, ModelConfig, Parts};
 use crate::ops::rope::Llama3Scaling;
 use crate::tensor::{DType, Elem, Float, ParamId, Params};
 use crate::{user_bail, user_error};
+use rustc_hash::FxHashSet;
 use serde_json::{Map, Value, json};
 
 /// Ids that mean something to programs that read the configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialIds {
     pub bos: Option<u32>,
-    pub eos: Option<u32>,
+    pub eos: Vec<u32>,
 }
 
 /// `config.json` of a model.
-pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
+pub fn config_json(config: &ModelConfig, ids: &SpecialIds) -> Value {
     let windows = config.has_windows();
     let is_ours = config.softcap > 0.0 || config.document_mask || config.has_kda() || !config.parts.is_plain();
     let (architecture, model_type) = if is_ours || (windows && !config.qk_norm) {
@@ -27,6 +29,11 @@ pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
         ("Qwen3ForCausalLM", "qwen3")
     } else {
         ("LlamaForCausalLM", "llama")
+    };
+    let eos = match ids.eos.as_slice() {
+        [one] => json!(one),
+        [] => Value::Null,
+        several => json!(several),
     };
     let mut rope = json!({ "rope_theta": config.rope_theta, "rope_type": "default" });
     if let Some(scaling) = config.rope_scaling {
@@ -40,7 +47,7 @@ pub fn config_json(config: &ModelConfig, ids: SpecialIds) -> Value {
         "attention_dropout": 0.0,
         "bos_token_id": ids.bos,
         "dtype": "float32",
-        "eos_token_id": ids.eos,
+        "eos_token_id": eos,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "hidden_size": config.width,
@@ -99,6 +106,10 @@ pub fn parse_config(value: &Value, file: &str) -> anyhow::Result<ModelConfig> {
         "LlamaForCausalLM" => false,
         "Qwen3ForCausalLM" => true,
         "NanochatForCausalLM" => value["nanochat"]["qk_norm"].as_bool().unwrap_or(false),
+        "Qwen2ForCausalLM" => user_bail!(
+            "{file}: architecture Qwen2ForCausalLM adds biases to q, k and v, which is not supported; LlamaForCausalLM and \
+             Qwen3ForCausalLM are"
+        ),
         other => {
             user_bail!("{file}: architecture {other:?} is not supported; LlamaForCausalLM and Qwen3ForCausalLM are")
         }
@@ -108,13 +119,15 @@ pub fn parse_config(value: &Value, file: &str) -> anyhow::Result<ModelConfig> {
             user_bail!("{file}: {bias} is true; models with biases are not supported");
         }
     }
+    refuse_unknown(object, file)?;
     let (width, heads) = (field.count("hidden_size")?, field.count("num_attention_heads")?);
     let rope = object.get("rope_parameters").filter(|v| v.is_object());
     let scaling = rope.or(object.get("rope_scaling").filter(|v| v.is_object()));
     let rope_theta = rope.and_then(|r| r["rope_theta"].as_f64()).or(object.get("rope_theta").and_then(Value::as_f64));
     let own = |key: &str| value.get("nanochat").and_then(|n| n.get(key));
     let layers = field.count("num_hidden_layers")?;
-    let max_seq_len = field.count("max_position_embeddings")?;
+    // Longer contexts are cut to what is computed here; shorter texts do not know the difference.
+    let max_seq_len = field.count("max_position_embeddings")?.min(SEQ_LEN_MAX);
     let (window_pattern, window) = windows(value, layers, max_seq_len);
     let config = ModelConfig {
         layers,
@@ -139,6 +152,29 @@ pub fn parse_config(value: &Value, file: &str) -> anyhow::Result<ModelConfig> {
     };
     config.validate().map_err(|e| user_error!("{file}: {e}"))?;
     Ok(config)
+}
+
+/// Refuses what changes the computation and is not ours.
+fn refuse_unknown(object: &Map<String, Value>, file: &str) -> anyhow::Result<()> {
+    let odd = |key: &str, ours: Value| object.get(key).filter(|value| !value.is_null() && **value != ours);
+    if let Some(activation) = odd("hidden_act", json!("silu")) {
+        user_bail!("{file}: hidden_act is {activation}, which is not supported; silu is");
+    }
+    if odd("rope_interleaved", json!(false)).is_some() {
+        user_bail!("{file}: rope_interleaved is true, which is not supported");
+    }
+    if let Some(factor) = odd("partial_rotary_factor", json!(1.0)) {
+        user_bail!("{file}: partial_rotary_factor is {factor}, which is not supported; 1.0 is");
+    }
+    if odd("quantization_config", Value::Null).is_some() {
+        user_bail!(
+            "{file}: the weights are quantised (quantization_config); take the model's plain weights, or a GGUF file"
+        );
+    }
+    if odd("use_sliding_window", json!(false)).is_some() && !object.get("layer_types").is_some_and(Value::is_array) {
+        user_bail!("{file}: use_sliding_window is true, and no layer_types say where; that is not supported");
+    }
+    Ok(())
 }
 
 fn parts_of(value: &Value, file: &str) -> anyhow::Result<Parts> {
@@ -192,22 +228,49 @@ fn windows(value: &Value, layers: usize, max_seq_len: usize) -> (String, usize) 
     if pattern.contains('S') { (pattern, window as usize) } else { none }
 }
 
-/// Reads the parameters of `model` out of `reader`; `file` is named in errors.
+/// Refuses a configuration whose extents are not those of the tensors that show most of them, before tables are made by it.
 ///
 /// # Errors
 /// A missing tensor or another shape, named.
-pub fn read_params(model: &Gpt, reader: &Reader, dtype: DType, file: &str) -> anyhow::Result<Params> {
+pub fn check_extents(config: &ModelConfig, reader: &dyn Weights, file: &str) -> anyhow::Result<()> {
+    let last = config.layers - 1;
+    let mut expected = vec![
+        ("model.embed_tokens.weight".to_string(), vec![config.vocab_size, config.width]),
+        (format!("model.layers.{last}.input_layernorm.weight"), vec![config.width]),
+    ];
+    if let Some(layer) = (0..config.layers).find(|layer| !config.is_kda(*layer)) {
+        let rows = config.heads * config.head_dim;
+        expected.push((format!("model.layers.{layer}.self_attn.q_proj.weight"), vec![rows, config.width]));
+    }
+    expected.iter().try_for_each(|(name, shape)| expect_shape(reader, name, shape, file))
+}
+
+fn expect_shape(reader: &dyn Weights, name: &str, expected: &[usize], file: &str) -> anyhow::Result<()> {
+    let shape = reader.shape(name)?;
+    if shape != expected {
+        user_bail!(
+            "{file}: {name} has shape {shape:?}, this model needs {expected:?}; the file and its configuration do not fit"
+        );
+    }
+    Ok(())
+}
+
+/// Reads the parameters of `model` out of `reader`; `file` is named in errors.
+///
+/// # Errors
+/// A missing tensor, another shape, or a tensor that the model has no place for, named.
+pub fn read_params(model: &Gpt, reader: &dyn Weights, dtype: DType, file: &str) -> anyhow::Result<Params> {
     let layout = model.layout().clone();
     // All shapes first: a configuration that lies may ask for more memory than there is.
     for entry in layout.entries() {
-        let shape = reader.shape(&entry.name)?;
-        if shape != entry.shape.as_slice() {
-            user_bail!(
-                "{file}: {} has shape {shape:?}, this model needs {:?}; the file and its configuration do not fit",
-                entry.name,
-                entry.shape
-            );
-        }
+        expect_shape(reader, &entry.name, entry.shape.as_slice(), file)?;
+    }
+    let known: FxHashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+    let tied = model.config().tie_embeddings;
+    // Older files keep a table of rotary frequencies, and some the tied head a second time.
+    let is_spare = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+    if let Some(name) = reader.names().iter().find(|name| !known.contains(name.as_str()) && !is_spare(name)) {
+        user_bail!("{file}: {name} is no part of this model (such as a bias); models with it are not supported");
     }
     let mut params = Params::zeros(layout.clone(), dtype);
     for (i, entry) in layout.entries().iter().enumerate() {

@@ -20,7 +20,7 @@ pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate, g
 pub use rerank::Rerank;
 pub use rules::{Banned, GrammarSpec, Grammars, Rules};
 pub use sampler::{Sampler, SamplerOptions};
-pub use text::{StopStream, Utf8Stream, end_ids};
+pub use text::{StopStream, Utf8Stream};
 
 use crate::device::Device;
 use crate::device::gemm::PARTS_BYTES_MAX;

@@ -1,15 +1,4 @@
-//! From generated ids to text: which ids end a text, bytes that arrive in pieces, strings that end it.
-
-use crate::tokenizer::Codec;
-
-/// Special tokens after which a text is over, by the names that common tokenizers have for them.
-const END_NAMES: [&str; 6] =
-    ["<|assistant_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>"];
-
-/// The ids at which generation ends: BOS, which begins another document, and end tokens.
-pub fn end_ids(codec: &dyn Codec) -> Vec<u32> {
-    codec.bos().into_iter().chain(END_NAMES.iter().filter_map(|name| codec.special(name))).collect()
-}
+//! From generated ids to text: bytes that arrive in pieces, strings that end it.
 
 /// Decodes UTF-8 that arrives in pieces. What it gives out, put together, is what [`String::from_utf8_lossy`] makes of
 /// all the bytes; a character that is not complete yet is held back.

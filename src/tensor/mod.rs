@@ -1,6 +1,7 @@
-//! Tensors: element types, shapes, contiguous storage, the step arena and counter-based random numbers. Knows no op and no tape.
+//! Tensors: element types, shapes, contiguous storage, blocks of quantised weights, the step arena and counter-based random numbers. Knows no op and no tape.
 
 pub mod arena;
+pub mod blocks;
 pub mod dtype;
 pub mod flat;
 pub mod noise;
@@ -12,6 +13,7 @@ mod storage;
 mod tensor;
 
 pub use arena::{Arena, ArenaStats};
+pub use blocks::BlockType;
 pub use dtype::{DType, Elem, Float, Scalar};
 pub use flat::{Grads, Init, Layout, ParamId, Params, Role, Span};
 pub use scale::Scale;

@@ -1,7 +1,7 @@
 //! Reads and writes Hugging Face's `tokenizer.json`: a BPE model over the byte-level alphabet.
 //!
 //! Read: merges in both spellings, `added_tokens` (all become special tokens, wherever Hugging Face would find them in
-//! text), and as splitter `ByteLevel` with its own expression or one `Split` before `ByteLevel`. An NFC normaliser is
+//! text), and as splitter `ByteLevel` with its own expression, alone or behind single `Digits`, or one `Split` before `ByteLevel`. An NFC normaliser is
 //! accepted and not applied, since decoding must give back the bytes that were encoded; text is nearly always in that
 //! form already. A file that means anything else is refused with one line that says what.
 
@@ -31,11 +31,11 @@ static ALPHABET: LazyLock<[char; 256]> = LazyLock::new(|| {
 static BYTE_OF: LazyLock<FxHashMap<char, u8>> =
     LazyLock::new(|| ALPHABET.iter().enumerate().map(|(byte, c)| (*c, byte as u8)).collect());
 
-fn to_alphabet(bytes: &[u8]) -> String {
+pub(crate) fn to_alphabet(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| ALPHABET[*byte as usize]).collect()
 }
 
-fn from_alphabet(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn from_alphabet(text: &str) -> Option<Vec<u8>> {
     text.chars().map(|c| BYTE_OF.get(&c).copied()).collect()
 }
 
@@ -52,6 +52,26 @@ impl Tokenizer {
             Err(error) => user_bail!("{}: cannot be read: {error}", path.display()),
         };
         Self::from_json(&text).map_err(|error| user_error!("{}: {error}", path.display()))
+    }
+
+    /// The special token that the file's post-processor puts before every text, if any; `path` as in [`load`](Tokenizer::load).
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn prefix_in(path: impl AsRef<Path>) -> anyhow::Result<Option<String>> {
+        #[derive(Deserialize)]
+        struct Tail {
+            #[serde(default)]
+            post_processor: Value,
+        }
+        let path = file_in(path.as_ref());
+        let text = fs::read(&path).map_err(|error| user_error!("{}: cannot be read: {error}", path.display()))?;
+        let tail: Tail = serde_json::from_slice(&text)
+            .map_err(|error| user_error!("{}: is not valid JSON: {error}", path.display()))?;
+        let one = vec![tail.post_processor.clone()];
+        let steps = tail.post_processor["processors"].as_array().unwrap_or(&one);
+        let template = steps.iter().find(|step| step["type"] == "TemplateProcessing");
+        Ok(template.and_then(|step| step["single"][0]["SpecialToken"]["id"].as_str()).map(str::to_owned))
     }
 
     /// Parses the content of a `tokenizer.json`; errors are users' errors that say what is wrong, without a file name.
@@ -92,6 +112,10 @@ impl Tokenizer {
         };
         let pre_tokenizer = match &self.pattern {
             Pattern::Gpt2 => byte_level(true),
+            Pattern::SmolLm => json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true},
+                byte_level(true),
+            ]}),
             other => json!({"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": other.regex()}, "behavior": "Isolated", "invert": false},
                 byte_level(false),
@@ -110,7 +134,7 @@ impl Tokenizer {
             model: ModelOut {
                 kind: "BPE",
                 dropout: None,
-                unk_token: None,
+                unk_token: self.unknown().map(|id| String::from_utf8_lossy(self.token(id)).into_owned()),
                 continuing_subword_prefix: None,
                 end_of_word_suffix: None,
                 fuse_unk: false,
@@ -163,7 +187,7 @@ struct ModelOut {
     #[serde(rename = "type")]
     kind: &'static str,
     dropout: Option<()>,
-    unk_token: Option<()>,
+    unk_token: Option<String>,
     continuing_subword_prefix: Option<()>,
     end_of_word_suffix: Option<()>,
     fuse_unk: bool,
@@ -205,6 +229,7 @@ struct ModelIn {
     ignore_merges: bool,
     #[serde(default)]
     byte_fallback: bool,
+    unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
 }
@@ -262,8 +287,12 @@ fn parts_of(mut file: Value) -> anyhow::Result<TokenizerParts> {
         };
         merges.push(Merge { left: id(left)?, right: id(right)?, result: id(&format!("{left}{right}"))? });
     }
-    let specials = added.into_iter().map(|token| (token.content, token.id)).collect();
-    Ok(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: model.ignore_merges })
+    let specials: Vec<(String, u32)> = added.into_iter().map(|token| (token.content, token.id)).collect();
+    let unknown = match &model.unk_token {
+        Some(text) => specials.iter().find(|(special, _)| special == text).map(|(_, id)| *id),
+        None => TokenizerParts::usual_unknown(&specials),
+    };
+    Ok(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: model.ignore_merges, unknown })
 }
 
 fn check_normalizer(normalizer: &Value) -> anyhow::Result<()> {
@@ -289,6 +318,7 @@ fn pattern_of(pre_tokenizer: &Value) -> anyhow::Result<Pattern> {
     let use_regex = byte_level["use_regex"].as_bool().unwrap_or(true);
     match (kinds.as_slice(), use_regex) {
         (["ByteLevel"], true) => Ok(Pattern::Gpt2),
+        (["Digits", "ByteLevel"], true) if steps[0]["individual_digits"] == true => Ok(Pattern::SmolLm),
         (["Split", "ByteLevel"], false) => {
             let split = &steps[0];
             let Some(regex) = split["pattern"]["Regex"].as_str() else {
@@ -306,7 +336,7 @@ fn pattern_of(pre_tokenizer: &Value) -> anyhow::Result<Pattern> {
             }
         }
         _ => user_bail!(
-            "its pre_tokenizer ({}) is not supported: ByteLevel with use_regex, or a Split and ByteLevel without, is",
+            "its pre_tokenizer ({}) is not supported: ByteLevel with use_regex, behind single Digits or not, or a Split and ByteLevel without, is",
             kinds.join(", ")
         ),
     }

@@ -10,8 +10,9 @@ pub mod template;
 mod train;
 
 pub use encode::Merge;
+pub(crate) use hf::{from_alphabet, to_alphabet};
 pub use pattern::Pattern;
-pub use special::{Content, Message, Part, PartKind, RenderedChat, SPECIALS, render_chat, render_prompt};
+pub use special::{Content, Message, Part, PartKind, RenderedChat, SPECIALS, end_ids, render_chat, render_prompt};
 pub use template::{ChatTemplate, TemplateTokens};
 pub use train::{TrainError, TrainReport, TrainSpec, train};
 
@@ -73,7 +74,7 @@ pub trait Codec: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VocabularyError {
-    /// Every byte must be a token, or some text could not be encoded.
+    /// Every byte must be a token, or an unknown token stand for it; else some text could not be encoded.
     #[error("the vocabulary has no token for the byte 0x{0:02X}")]
     MissingByte(u8),
     /// A token of no bytes could be put anywhere.
@@ -85,8 +86,8 @@ pub enum VocabularyError {
     /// Two tokens, or two special tokens, have the same bytes.
     #[error("two ids ({0} and {1}) have the same bytes")]
     DuplicateToken(u32, u32),
-    /// Ids index tables, so they must be small.
-    #[error("the id {0} is too large (at most {ID_MAX})")]
+    /// Ids index tables, so they must be small, and not far beyond the number of tokens.
+    #[error("the id {0} is too large (at most {ID_MAX}, and {HOLES_MAX} more than there are tokens)")]
     IdTooLarge(u32),
     /// A merge names an id without a token, or its result is not its parts joined.
     #[error("merge {0} does not join two tokens into a third")]
@@ -101,11 +102,13 @@ pub enum VocabularyError {
 
 /// Highest id a token may have: 16 Mi, a hundred times the largest vocabularies in use.
 const ID_MAX: u32 = (1 << 24) - 1;
+/// Most ids without a token below the highest one: tables are not to be far larger than what they hold.
+const HOLES_MAX: usize = 1 << 16;
 
 /// All that a tokenizer consists of; [`Tokenizer::new`] checks it.
 #[derive(Debug, Clone)]
 pub struct TokenizerParts {
-    /// Ordinary tokens: bytes and id. Every single byte must be among them; ids may have holes.
+    /// Ordinary tokens: bytes and id. Every single byte must be among them unless `unknown` stands in; ids may have holes.
     pub tokens: Vec<(Vec<u8>, u32)>,
     /// Merges in the order of their rank.
     pub merges: Vec<Merge>,
@@ -116,6 +119,17 @@ pub struct TokenizerParts {
     /// Whether a whole piece that is a token becomes it even when the merges would not lead there (tiktoken's rule, and
     /// `ignore_merges` in Hugging Face's file). Without effect on vocabularies whose tokens all come from merges.
     pub whole_pieces: bool,
+    /// The token that a byte becomes for which there is none: some vocabularies (SmolLM's) lack bytes that their training
+    /// text had not. Such a byte does not come back when it is decoded.
+    pub unknown: Option<u32>,
+}
+
+impl TokenizerParts {
+    /// The token that common tokenizers have for what they do not know.
+    pub(crate) fn usual_unknown(specials: &[(String, u32)]) -> Option<u32> {
+        let id = |name: &str| specials.iter().find(|(text, _)| text == name).map(|(_, id)| *id);
+        ["<unk>", "<|endoftext|>"].into_iter().find_map(id)
+    }
 }
 
 /// A byte-level BPE tokenizer: ordinary tokens, merges, special tokens and a split pattern.
@@ -131,13 +145,14 @@ pub struct Tokenizer {
     specials_by_byte: Vec<Vec<u32>>,
     pattern: Pattern,
     whole_pieces: bool,
+    unknown: Option<u32>,
     encoder: Encoder,
 }
 
 impl Tokenizer {
     /// Builds a tokenizer from its parts.
     pub fn new(parts: TokenizerParts) -> Result<Self, VocabularyError> {
-        let TokenizerParts { tokens, merges, mut specials, pattern, whole_pieces } = parts;
+        let TokenizerParts { tokens, merges, mut specials, pattern, whole_pieces, unknown } = parts;
         specials.sort_by_key(|(_, id)| *id);
         let (bytes, starts) = token_table(&tokens, &specials)?;
         let special_ids: FxHashMap<String, u32> = specials.iter().cloned().collect();
@@ -151,7 +166,9 @@ impl Tokenizer {
             specials_by_byte[text.as_bytes()[0] as usize].push(*id);
         }
 
-        let byte_ids = byte_ids(&tokens)?;
+        let is_any = |id: usize| starts.get(id).is_some_and(|at| starts.get(id + 1).is_some_and(|end| end > at));
+        let unknown = unknown.filter(|id| is_any(*id as usize) && self::byte_ids(&tokens, None).is_err());
+        let byte_ids = self::byte_ids(&tokens, unknown)?;
         let is_token: FxHashMap<u32, &[u8]> = tokens.iter().map(|(bytes, id)| (*id, bytes.as_slice())).collect();
         let mut table = MergeTable::default();
         for (rank, merge) in merges.iter().enumerate() {
@@ -172,7 +189,18 @@ impl Tokenizer {
         let splitter = Splitter::new(&pattern).map_err(|error| VocabularyError::BadPattern(error.to_string()))?;
         let longer = tokens.iter().filter(|(token, _)| token.len() > 1).map(|(token, id)| (token.as_slice(), *id));
         let encoder = Encoder::new(splitter, byte_ids, table, longer, whole_pieces);
-        Ok(Tokenizer { bytes, starts, merges, specials, special_ids, specials_by_byte, pattern, whole_pieces, encoder })
+        Ok(Tokenizer {
+            bytes,
+            starts,
+            merges,
+            specials,
+            special_ids,
+            specials_by_byte,
+            pattern,
+            whole_pieces,
+            unknown,
+            encoder,
+        })
     }
 
     /// Builds a tokenizer from a list in tiktoken's form, in which a token's rank is its id and the merges are implied:
@@ -185,7 +213,7 @@ impl Tokenizer {
     ) -> Result<Self, VocabularyError> {
         let mut tokens: Vec<(Vec<u8>, u32)> = ranks.into_iter().collect();
         tokens.sort_by_key(|(_, rank)| *rank);
-        let byte_ids = byte_ids(&tokens)?;
+        let byte_ids = byte_ids(&tokens, None)?;
         let mut table = MergeTable::default();
         let (mut merges, mut halves) = (Vec::new(), Vec::new());
         for (token, rank) in tokens.iter().filter(|(token, _)| token.len() > 1) {
@@ -198,7 +226,7 @@ impl Tokenizer {
             }
         }
         let specials = specials.into_iter().collect();
-        Tokenizer::new(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: true })
+        Tokenizer::new(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: true, unknown: None })
     }
 
     /// Appends the ids of `bytes`, where the text of every special token becomes that token; the longest wins where
@@ -228,6 +256,7 @@ impl Tokenizer {
     /// Blake3, in hexadecimal, of the canonical content: tokens by id, merges, special tokens and pattern. Tells
     /// whether a tokenizer is the one a checkpoint was trained with.
     pub fn digest(&self) -> String {
+        let unknown = self.unknown.map(u32::to_le_bytes);
         let mut hasher = blake3::Hasher::new();
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -245,6 +274,9 @@ impl Tokenizer {
             field(text.as_bytes());
             field(&id.to_le_bytes());
         }
+        if let Some(unknown) = unknown {
+            field(&unknown);
+        }
         hasher.finalize().to_hex().to_string()
     }
 
@@ -261,6 +293,16 @@ impl Tokenizer {
     /// The split pattern.
     pub fn pattern(&self) -> &Pattern {
         &self.pattern
+    }
+
+    /// Whether a whole piece that is a token becomes it whatever the merges: see [`TokenizerParts::whole_pieces`].
+    pub fn whole_pieces(&self) -> bool {
+        self.whole_pieces
+    }
+
+    /// The token of bytes that are no token, where there are such bytes.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
     }
 
     /// Ordinary tokens, bytes and id, in the order of their ids.
@@ -308,12 +350,13 @@ fn token_table(
     let ordinary = tokens.iter().map(|(bytes, id)| (bytes.as_slice(), *id));
     let mut all: Vec<(&[u8], u32)> = ordinary.chain(specials.iter().map(|(text, id)| (text.as_bytes(), *id))).collect();
     all.sort_unstable_by_key(|(_, id)| *id);
+    let count = all.len();
     let (mut bytes, mut starts) = (Vec::new(), vec![0]);
     for (token, id) in all {
         if token.is_empty() {
             return Err(VocabularyError::EmptyToken(id));
         }
-        if id > ID_MAX {
+        if id > ID_MAX || id as usize > count + HOLES_MAX {
             return Err(VocabularyError::IdTooLarge(id));
         }
         if starts.len() > id as usize + 1 {
@@ -326,8 +369,8 @@ fn token_table(
     Ok((bytes, starts))
 }
 
-/// The id of each single byte.
-fn byte_ids(tokens: &[(Vec<u8>, u32)]) -> Result<[u32; 256], VocabularyError> {
+/// The id of each single byte, `unknown` for bytes that are no token.
+fn byte_ids(tokens: &[(Vec<u8>, u32)], unknown: Option<u32>) -> Result<[u32; 256], VocabularyError> {
     let mut ids = [None; 256];
     for (token, id) in tokens {
         if let [byte] = token[..] {
@@ -336,7 +379,7 @@ fn byte_ids(tokens: &[(Vec<u8>, u32)]) -> Result<[u32; 256], VocabularyError> {
     }
     let mut found = [0; 256];
     for byte in 0..=255u8 {
-        found[byte as usize] = ids[byte as usize].ok_or(VocabularyError::MissingByte(byte))?;
+        found[byte as usize] = ids[byte as usize].or(unknown).ok_or(VocabularyError::MissingByte(byte))?;
     }
     Ok(found)
 }

@@ -6,6 +6,8 @@
 pub enum Pattern {
     /// GPT-2: contractions in lower case, a space sticks to the word, number or punctuation after it.
     Gpt2,
+    /// SmolLM: every digit a piece of its own, what lies between them as GPT-2 would cut it alone.
+    SmolLm,
     /// GPT-4 (tiktoken's `cl100k_base`): contractions in any case, digits in groups of up to three, one leading
     /// non-letter sticks to a word, line ends close a piece, white space that ends the text is one piece.
     Gpt4,
@@ -39,7 +41,7 @@ struct Named {
 }
 
 // The expressions we write avoid `{1,3}+`: Oniguruma, which Hugging Face uses, reads that as a repeat of a repeat.
-static NAMED: [Named; 6] = [
+static NAMED: [Named; 7] = [
     Named {
         pattern: Pattern::Gpt2,
         name: "gpt2",
@@ -48,6 +50,12 @@ static NAMED: [Named; 6] = [
             r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
             r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         ],
+    },
+    Named {
+        pattern: Pattern::SmolLm,
+        name: "smollm",
+        regex: r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+        other_spellings: &[],
     },
     Named {
         pattern: Pattern::Gpt4,
@@ -131,7 +139,7 @@ impl Pattern {
             Pattern::Llama3 => (3, false),
             Pattern::Llama3TwoDigits => (2, false),
             Pattern::Qwen2 => (1, false),
-            Pattern::Gpt2 | Pattern::Custom(_) => return None,
+            Pattern::Gpt2 | Pattern::SmolLm | Pattern::Custom(_) => return None,
         };
         Some(Gpt4Rules { digits_max, join_trailing_space })
     }

@@ -17,6 +17,15 @@ pub const SPECIALS: [&str; 9] = [
     "<|output_end|>",
 ];
 
+/// Special tokens after which a text is over, by the names that common tokenizers have for them.
+const END_NAMES: [&str; 6] =
+    ["<|assistant_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>"];
+
+/// The ids at which generation ends: BOS, which begins another document, and end tokens.
+pub fn end_ids(codec: &dyn Codec) -> Vec<u32> {
+    codec.bos().into_iter().chain(END_NAMES.iter().filter_map(|name| codec.special(name))).collect()
+}
+
 /// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {

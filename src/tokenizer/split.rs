@@ -80,6 +80,7 @@ static UNICODE: LazyLock<UnicodeClasses> = LazyLock::new(|| {
 #[derive(Debug, Clone)]
 pub(super) enum Splitter {
     Gpt2,
+    SmolLm,
     Gpt4(Gpt4Rules),
     Regex(Box<Regex>),
 }
@@ -90,6 +91,7 @@ impl Splitter {
         match (pattern, pattern.gpt4_rules()) {
             (_, Some(rules)) => Ok(Splitter::Gpt4(rules)),
             (Pattern::Gpt2, _) => Ok(Splitter::Gpt2),
+            (Pattern::SmolLm, _) => Ok(Splitter::SmolLm),
             _ => Ok(Splitter::Regex(Box::new(RegexBuilder::new(pattern.regex()).backtrack_limit(usize::MAX).build()?))),
         }
     }
@@ -104,6 +106,13 @@ impl Splitter {
             Splitter::Gpt2 => {
                 while start < bytes.len() {
                     let end = gpt2_piece_end(bytes, start);
+                    piece(start, end);
+                    start = end;
+                }
+            }
+            Splitter::SmolLm => {
+                while start < bytes.len() {
+                    let end = smollm_piece_end(bytes, start);
                     piece(start, end);
                     start = end;
                 }
@@ -246,6 +255,24 @@ fn gpt2_piece_end(text: &[u8], start: usize) -> usize {
         }
     }
     space_run(text, start).piece_end(start, text.len())
+}
+
+/// Single digits, and what lies between them as [`gpt2_piece_end`] cuts it when it stands alone: white space before a digit
+/// is one piece, as at the end of a text.
+#[inline]
+fn smollm_piece_end(text: &[u8], start: usize) -> usize {
+    let (class, len) = class_at(text, start);
+    if class == Class::Number {
+        return start + len;
+    }
+    let is_number = |at: usize| at < text.len() && class_at(text, at).0 == Class::Number;
+    if matches!(class, Class::Space | Class::Newline) {
+        let run = space_run(text, start);
+        if is_number(run.end) {
+            return run.end;
+        }
+    }
+    gpt2_piece_end(text, start)
 }
 
 /// `'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]+|\s+(?!\S)|\s+`,

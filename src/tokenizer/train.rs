@@ -96,7 +96,8 @@ pub fn train<D: AsRef<[u8]> + Send + Sync>(
     }
     let specials = spec.specials.iter().cloned().zip(tokens.len() as u32..).collect();
     let pattern = spec.pattern.clone();
-    let tokenizer = Tokenizer::new(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: false })?;
+    let tokenizer =
+        Tokenizer::new(TokenizerParts { tokens, merges, specials, pattern, whole_pieces: false, unknown: None })?;
     let report = TrainReport {
         documents: counted.documents,
         bytes: counted.bytes,

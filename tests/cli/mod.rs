@@ -2,6 +2,7 @@
 
 mod ablate;
 mod checkpoints;
+mod formats;
 mod inputs;
 mod parts;
 mod runs;

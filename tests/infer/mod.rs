@@ -51,7 +51,7 @@ pub fn random_params(model: &Gpt, dtype: DType) -> Params {
 
 /// Writes the checkpoint of a model in `folder`.
 pub fn save_checkpoint(folder: &Path, model: &Gpt, params: &Params, tokenizer: Option<&Tokenizer>) {
-    let config = config_json(model.config(), SpecialIds::default());
+    let config = config_json(model.config(), &SpecialIds::default());
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let entries = model.layout().entries();
     let views: Vec<_> = (0..entries.len()).map(|i| params.view(ParamId(i as u32))).collect();

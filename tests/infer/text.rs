@@ -1,7 +1,8 @@
 //! UTF-8 in pieces: no character is split, and the whole is what a lossy conversion of all bytes gives.
 
 use crate::data::codec;
-use nanochat_gpu::infer::{Utf8Stream, end_ids};
+use nanochat_gpu::infer::Utf8Stream;
+use nanochat_gpu::tokenizer::end_ids;
 use proptest::prelude::*;
 
 fn streamed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {

@@ -81,6 +81,7 @@ fn parts(tokenizer: &Tokenizer, pattern: Pattern) -> TokenizerParts {
         specials: tokenizer.specials().to_vec(),
         pattern,
         whole_pieces: false,
+        unknown: None,
     }
 }
 

@@ -304,7 +304,7 @@ fn what_a_run_writes_reads_back_the_same() {
     assert_eq!(RunConfig::from_toml(&text, "config.toml").unwrap(), config);
     let newest = run.join("checkpoints/step_000002");
     let opened = load_model(&run, DType::F32).unwrap();
-    assert_eq!((opened.model.config(), &opened.dir), (&config.model, &newest));
+    assert_eq!((opened.model.config(), &opened.path), (&config.model, &newest));
     assert_eq!(opened.tokenizer.unwrap().digest(), tokenizer().digest());
     let reader = Reader::open(&newest.join("model.safetensors")).unwrap();
     let values: Vec<f32> = (opened.model.layout().entries().iter())
