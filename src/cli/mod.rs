@@ -2,11 +2,14 @@
 
 pub mod ablate;
 pub mod bench;
+pub mod chat;
 pub mod completions;
 pub mod concepts;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod export;
+pub mod import;
 pub mod logits;
 pub mod output;
 pub mod sample;
@@ -34,12 +37,15 @@ struct Cli {
 enum Command {
     Train(Box<train::TrainCommand>),
     Sample(sample::SampleCommand),
+    Chat(Box<chat::ChatCommand>),
     Eval(eval::EvalCommand),
     Ablate(ablate::AblateCommand),
     Logits(logits::LogitsCommand),
     Concepts(concepts::ConceptsCommand),
     Tokenizer(tokenizer::TokenizerCommand),
     Data(data::DataCommand),
+    Import(import::ImportCommand),
+    Export(export::ExportCommand),
     Doctor(doctor::DoctorCommand),
     Bench(bench::BenchCommand),
     /// Print shell completions
@@ -60,12 +66,15 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Train(command) => train::run(*command),
         Command::Sample(command) => sample::run(command).map(|()| 0),
+        Command::Chat(command) => chat::run(*command),
         Command::Eval(command) => eval::run(command).map(|()| 0),
         Command::Ablate(command) => ablate::run(command),
         Command::Logits(command) => logits::run(command).map(|()| 0),
         Command::Concepts(command) => concepts::run(command).map(|()| 0),
         Command::Tokenizer(command) => tokenizer::run(command).map(|()| 0),
         Command::Data(command) => data::run(command).map(|()| 0),
+        Command::Import(command) => import::run(command).map(|()| 0),
+        Command::Export(command) => export::run(command).map(|()| 0),
         Command::Doctor(command) => doctor::run(command).map(|()| 0),
         Command::Bench(command) => bench::run(command).map(|()| 0),
         Command::Completions { shell } => completions::run(shell, Cli::command()).map(|()| 0),
