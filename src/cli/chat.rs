@@ -44,6 +44,9 @@ pub struct ChatCommand {
     drawing: Drawing,
     #[command(flatten)]
     limits: Limits,
+    /// Keep at most so many tokens of the conversation, for which memory is taken; without it as many as the model can read
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    context: Option<u32>,
     /// Leave the oldest turns out where a conversation outgrows the context, instead of ending it
     #[arg(long)]
     drop_oldest: bool,
@@ -135,7 +138,7 @@ pub fn run(command: ChatCommand) -> anyhow::Result<u8> {
     let device = choice::open(&command.device, SimMode::Fast)?;
     let LoadedModel { model, params, text, .. } = opened;
     let (model, params) = (model.to(device), params.to(device));
-    let options = EngineOptions::new(model.config(), params.dtype(), 1, 0);
+    let options = EngineOptions::new(model.config(), params.dtype(), 1, command.context.map(|tokens| tokens as usize));
     let grammars = match (command.limits.grammar()?, text.eos.first()) {
         (None, _) => None,
         (Some(_), None) => {
@@ -250,7 +253,7 @@ impl Chat<'_> {
         show: &mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
     ) -> anyhow::Result<(Answer, End)> {
         let began = Instant::now();
-        let context = self.engine.config().max_seq_len;
+        let context = self.engine.context();
         let room = context.saturating_sub(1);
         let prompt = match self.command.drop_oldest {
             true => {
@@ -477,7 +480,7 @@ impl Chat<'_> {
     }
 
     fn stats(&self) {
-        let context = self.engine.config().max_seq_len;
+        let context = self.engine.context();
         let used = self.held.as_ref().map_or(0, |held| held.tokens().len());
         let mut line = format!("context {used} of {context} tokens");
         if let Some(stats) = self.last {

@@ -18,7 +18,7 @@ use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState};
 use crate::ops::paged_attention::PAGE_TOKENS;
 use crate::tape::Tape;
 use crate::tensor::{Arena, DType, Params};
-use crate::{user_bail, user_error};
+use crate::user_bail;
 use anyhow::Context;
 use std::collections::VecDeque;
 
@@ -39,9 +39,9 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// For `sequences` at a time, with pages for `tokens` tokens in all, or one whole context if that is more.
-    pub fn new(config: &ModelConfig, dtype: DType, sequences: usize, tokens: usize) -> EngineOptions {
-        let pages = tokens.max(config.max_seq_len).div_ceil(PAGE_TOKENS);
+    /// For `sequences` at a time, with pages for `tokens` tokens in all, or one whole context where nobody says how many.
+    pub fn new(config: &ModelConfig, dtype: DType, sequences: usize, tokens: Option<usize>) -> EngineOptions {
+        let pages = tokens.unwrap_or(config.max_seq_len).div_ceil(PAGE_TOKENS);
         EngineOptions { pages, kv_dtype: dtype, prefill_tokens: PIECE_TOKENS, sequences }
     }
 }
@@ -175,6 +175,11 @@ impl<'m> Engine<'m> {
         self.model.config()
     }
 
+    /// Most tokens of a sequence: those of the model's context, as far as there are pages.
+    pub fn context(&self) -> usize {
+        self.config().max_seq_len.min(self.options.pages * PAGE_TOKENS)
+    }
+
     /// Adds a constant to the scores of Id, Ego and Superego from the next token on, of a model that has a controller.
     pub fn lean(&mut self, lean: [f64; 3]) {
         self.model = self.model.leaning(lean);
@@ -195,16 +200,16 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// What [`check_prompt`] refuses; a prompt that needs more pages than there are.
     pub fn submit(&mut self, mut what: Submission) -> anyhow::Result<RequestId> {
-        let (config, room) = (self.model.config(), self.options.pages * PAGE_TOKENS);
+        let (config, context) = (self.model.config(), self.context());
         let from = what.from.take();
-        if let Err(error) = check_room(config, &what.prompt, room) {
+        if let Err(error) = check_room(config, &what.prompt, context) {
             from.into_iter().for_each(|held| self.forget(held));
             return Err(error);
         }
         let asked = what.prompt.len().saturating_add(what.tokens_max);
-        let end = match asked <= config.max_seq_len.min(room) {
+        let end = match asked <= context {
             true => (asked, Finish::MaxTokens),
-            false => (config.max_seq_len.min(room), Finish::ContextFull),
+            false => (context, Finish::ContextFull),
         };
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -528,19 +533,4 @@ pub fn log_probs(logits: &[f32], token: u32, most: usize) -> LogProbs {
     ids.truncate(most);
     ids.sort_unstable_by(by_rank);
     LogProbs { drawn: of(token), likeliest: ids.into_iter().map(|id| (id, of(id))).collect() }
-}
-
-/// The share of the processor's or the card's memory that pages may take, as tokens.
-///
-/// # Errors
-/// Not even one page fits.
-pub fn tokens_that_fit(config: &ModelConfig, dtype: DType, bytes: u64) -> anyhow::Result<usize> {
-    let page = KvPool::page_bytes(config, dtype).max(1) as u64;
-    match (bytes / page) as usize {
-        0 => {
-            Err(user_error!("{bytes} bytes hold no page of keys and values, which takes {page}; give more memory")
-                .into())
-        }
-        pages => Ok(pages * PAGE_TOKENS),
-    }
 }

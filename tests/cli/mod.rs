@@ -1,6 +1,7 @@
 //! The command line through the real binary: what it refuses and how, what survives kills, signals and full disks.
 
 mod ablate;
+mod chat;
 mod checkpoints;
 mod formats;
 mod inputs;

@@ -27,7 +27,7 @@ fn submission(prompt: &[u32], tokens_max: usize, sequence: u64) -> Submission {
 }
 
 fn engine<'m>(model: &Gpt, params: &'m Params, sequences: usize, pages: usize) -> Engine<'m> {
-    let options = EngineOptions::new(model.config(), params.dtype(), sequences, 1);
+    let options = EngineOptions::new(model.config(), params.dtype(), sequences, None);
     Engine::new(model.clone(), params, EngineOptions { pages, ..options }).unwrap()
 }
 

@@ -10,6 +10,7 @@ mod pages;
 mod rerank;
 mod rules;
 mod sampler;
+mod smollm2;
 mod text;
 
 use nanochat_gpu::formats::hf::{SpecialIds, config_json};
