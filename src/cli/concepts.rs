@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 )]
 pub struct ConceptsCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|FILE")]
     checkpoint: PathBuf,
     /// Words; one of several tokens is shown by its first
     #[arg(value_name = "WORD", required = true)]

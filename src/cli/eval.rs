@@ -24,7 +24,7 @@ const SEQ_LEN_DEFAULT: usize = 1024;
                   Bits per byte compare models of any tokenizer; the loss compares with a training loss.")]
 pub struct EvalCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|FILE")]
     checkpoint: PathBuf,
     /// Files, folders or patterns of .txt, .jsonl, .parquet or .bin, or synthetic[:TASK]; may be given several times
     #[arg(long, value_name = "SPEC", num_args = 1.., default_value = "synthetic")]

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 )]
 pub struct LogitsCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|FILE")]
     checkpoint: PathBuf,
     /// Token ids of one row, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]

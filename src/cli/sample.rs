@@ -23,7 +23,7 @@ use std::path::PathBuf;
                   --temperature 0.8 --top-k 50")]
 pub struct SampleCommand {
     /// Folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a GGUF file
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|FILE")]
     checkpoint: PathBuf,
     /// The text to continue; without it the model begins a document of its own
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]

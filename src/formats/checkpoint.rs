@@ -264,7 +264,7 @@ pub fn write_folder(target: &Path, folder: Folder) -> anyhow::Result<()> {
         let mut config = hf::config_json(model.config(), &ids);
         if let Some(tokenizer) = tokenizer {
             config["nanochat"]["tokenizer_digest"] = tokenizer.digest().into();
-            tokenizer.save(dir)?;
+            tokenizer.save_with_prefix(dir, text.prefix())?;
             let rules = text.to_json(tokenizer, model.config().max_seq_len);
             write_synced(&dir.join("tokenizer_config.json"), &serde_json::to_vec_pretty(&rules)?)?;
         }

@@ -211,6 +211,12 @@ impl ModelConfig {
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return fail(format!("model.rope_theta = {} must be a number above 1", self.rope_theta));
         }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return fail(format!("model.norm_eps = {} must be 0 or positive", self.norm_eps));
+        }
+        if let Some(scaling) = self.rope_scaling.filter(|scaling| !scaling.is_valid()) {
+            return fail(format!("the rotary scaling {scaling:?} makes no ramp; take it out or mend it"));
+        }
         if !(self.softcap.is_finite() && self.softcap >= 0.0) {
             return fail(format!("model.softcap = {} must be 0 (none) or positive", self.softcap));
         }

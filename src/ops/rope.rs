@@ -37,6 +37,18 @@ pub struct Llama3Scaling {
     pub original_max_position_embeddings: usize,
 }
 
+impl Llama3Scaling {
+    /// Whether all its numbers are finite and positive and the ramp rises.
+    pub fn is_valid(&self) -> bool {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        positive(self.factor)
+            && positive(self.low_freq_factor)
+            && positive(self.high_freq_factor)
+            && self.high_freq_factor > self.low_freq_factor
+            && self.original_max_position_embeddings > 0
+    }
+}
+
 /// The `D/2` rotation frequencies in radians per position.
 pub fn frequencies(d: usize, theta: f64, scaling: Option<Llama3Scaling>) -> Vec<f64> {
     let base = (0..d / 2).map(|i| theta.powf(-2.0 * i as f64 / d as f64));

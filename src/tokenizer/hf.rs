@@ -83,17 +83,26 @@ impl Tokenizer {
     /// Writes `tokenizer.json` into the folder `dir`, which is made if it is not there, or to the file `dir` when its
     /// name ends in `.json`. The file appears complete or not at all. Returns its path.
     pub fn save(&self, dir: impl AsRef<Path>) -> anyhow::Result<PathBuf> {
+        self.save_with_prefix(dir, None)
+    }
+
+    /// As [`save`](Tokenizer::save); other programs that read the file put the special token `prefix` before every text.
+    pub fn save_with_prefix(&self, dir: impl AsRef<Path>, prefix: Option<u32>) -> anyhow::Result<PathBuf> {
         let path = match dir.as_ref().extension() {
             Some(extension) if extension == "json" => dir.as_ref().to_owned(),
             _ => dir.as_ref().join(FILE_NAME),
         };
-        write_whole(&path, self.to_json().as_bytes())
+        write_whole(&path, self.to_json_with_prefix(prefix).as_bytes())
             .map_err(|error| user_error!("{}: cannot be written: {error}", path.display()))?;
         Ok(path)
     }
 
     /// The content of this tokenizer's `tokenizer.json`.
     pub fn to_json(&self) -> String {
+        self.to_json_with_prefix(None)
+    }
+
+    fn to_json_with_prefix(&self, prefix: Option<u32>) -> String {
         let spelled = |id| to_alphabet(self.token(id));
         let mut vocab: Vec<(String, u32)> =
             self.ordinary_tokens().map(|(bytes, id)| (to_alphabet(bytes), id)).collect();
@@ -129,7 +138,7 @@ impl Tokenizer {
             added_tokens,
             normalizer: None,
             pre_tokenizer,
-            post_processor: None,
+            post_processor: prefix.map(|id| self.prefix_template(id)),
             decoder: byte_level(true),
             model: ModelOut {
                 kind: "BPE",
@@ -145,6 +154,21 @@ impl Tokenizer {
             },
         };
         serde_json::to_string_pretty(&file).expect("strings and numbers")
+    }
+}
+
+impl Tokenizer {
+    /// The post-processor that puts `id` before every text of a single one or a pair.
+    fn prefix_template(&self, id: u32) -> Value {
+        let text = String::from_utf8_lossy(self.token(id));
+        let special = |text_number: u32| json!({"SpecialToken": {"id": text, "type_id": text_number}});
+        let text_of = |name: &str, number: u32| json!({"Sequence": {"id": name, "type_id": number}});
+        json!({
+            "type": "TemplateProcessing",
+            "single": [special(0), text_of("A", 0)],
+            "pair": [special(0), text_of("A", 0), special(1), text_of("B", 1)],
+            "special_tokens": {text.as_ref(): {"id": text, "ids": [id], "tokens": [text]}},
+        })
     }
 }
 
@@ -177,7 +201,7 @@ struct FileOut {
     added_tokens: Vec<Added>,
     normalizer: Option<()>,
     pre_tokenizer: Value,
-    post_processor: Option<()>,
+    post_processor: Option<Value>,
     decoder: Value,
     model: ModelOut,
 }

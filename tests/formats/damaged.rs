@@ -112,6 +112,8 @@ fn models_that_are_not_ours_are_refused() {
         (|f| f.set("llama.attention.head_count", build::count(0)), &["heads is 0"]),
         (|f| f.set("llama.attention.head_count_kv", build::count(3)), &["kv_heads"]),
         (|f| f.set("llama.rope.freq_base", build::number(f32::NAN)), &["rope_theta"]),
+        (|f| f.set("llama.attention.layer_norm_rms_epsilon", build::number(f32::NAN)), &["norm_eps"]),
+        (|f| f.set("split.count", build::count(3)), &["one of 3 parts"]),
         (|f| f.set("llama.rope.scaling.type", build::text("yarn")), &["yarn"]),
         (|f| f.set("llama.rope.dimension_count", build::count(8)), &["rope.dimension_count is 8", "16"]),
         (|f| f.set("llama.expert_count", build::count(8)), &["mixture of experts"]),

@@ -87,6 +87,10 @@ fn configurations_that_compute_something_else_are_refused() {
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/llama_gqa");
     split(&reference, folder);
     let good: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let scaling = |factor: f64, high: f64| {
+        json!({"rope_type": "llama3", "rope_theta": 1e4, "factor": factor, "low_freq_factor": 1.0,
+               "high_freq_factor": high, "original_max_position_embeddings": 32})
+    };
     for (key, value, word) in [
         ("architectures", json!(["Qwen2ForCausalLM"]), "biases"),
         ("attention_bias", json!(true), "attention_bias"),
@@ -96,6 +100,9 @@ fn configurations_that_compute_something_else_are_refused() {
         ("rope_interleaved", json!(true), "rope_interleaved"),
         ("use_sliding_window", json!(true), "use_sliding_window"),
         ("num_hidden_layers", json!(1), "layers.1"),
+        ("rms_norm_eps", json!(-1.0), "norm_eps"),
+        ("rope_parameters", scaling(0.0, 4.0), "rotary scaling"),
+        ("rope_parameters", scaling(8.0, 1.0), "rotary scaling"),
     ] {
         let mut config = good.clone();
         config[key] = value;

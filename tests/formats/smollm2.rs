@@ -3,6 +3,8 @@
 use super::{logits_of, smollm2};
 use nanochat_gpu::formats::checkpoint::load_model;
 use nanochat_gpu::formats::gguf::{Checkpoint, Gguf};
+use nanochat_gpu::infer::generate::generate;
+use nanochat_gpu::infer::{Request, Sampler, SamplerOptions};
 use nanochat_gpu::tensor::{BlockType, DType};
 use nanochat_gpu::tokenizer::{Codec, Pattern};
 use serde_json::Value;
@@ -83,4 +85,22 @@ fn weights_can_be_read_in_place() {
     assert_eq!(&checkpoint.gguf().map()[tensor.range.clone()], checkpoint.gguf().bytes(tensor));
     assert_eq!([0, 1, 2, 63, 64, 65].map(|row| order.hf_row(row)), [0, 32, 1, 63, 64, 96]);
     assert!((0..192).all(|row| order.gguf_row(order.hf_row(row)) == row));
+}
+
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let opened = load_model(&smollm2(), DType::F32).unwrap();
+    let sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    for chat in reference()["chats"].as_array().unwrap() {
+        let (prompt, answer) = (ids(&chat["prompt_tokens"]), ids(&chat["answer_tokens"]));
+        // Their first words; the later ones depend on near ties.
+        let wanted = &answer[..answer.len().min(16)];
+        let request = Request { prompt: &prompt, tokens_max: 16, sequence: 0, stop_ids: &opened.text.eos };
+        let on_token = &mut |_| std::ops::ControlFlow::Continue(());
+        let generation = generate(&opened.model, &opened.params, &sampler, &request, on_token).unwrap();
+        let before_end = |ids: &[u32]| ids.iter().copied().take_while(|id| !request.stop_ids.contains(id)).collect();
+        let [tokens, wanted]: [Vec<u32>; 2] = [before_end(&generation.tokens), before_end(wanted)];
+        assert!(!wanted.is_empty());
+        assert_eq!(tokens, wanted, "{}", chat["prompt"]);
+    }
 }

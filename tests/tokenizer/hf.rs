@@ -37,6 +37,21 @@ fn the_written_file_means_the_same_to_hugging_face() {
 }
 
 #[test]
+fn a_prefix_is_put_before_texts_by_hugging_face_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = small(Pattern::Llama3);
+    let bos = ours.special("<|bos|>").unwrap();
+    for (prefix, name) in [(None, None), (Some(bos), Some("<|bos|>"))] {
+        let path = ours.save_with_prefix(folder.path(), prefix).unwrap();
+        let theirs = tokenizers::Tokenizer::from_file(&path).unwrap();
+        let expected: Vec<u32> = prefix.into_iter().chain(ours.encode(b"some text")).collect();
+        assert_eq!(theirs.encode("some text", true).unwrap().get_ids(), expected);
+        assert_eq!(Tokenizer::prefix_in(folder.path()).unwrap().as_deref(), name);
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().digest(), ours.digest());
+    }
+}
+
+#[test]
 fn reading_back_gives_the_same_tokenizer() {
     for ours in Pattern::named().cloned().map(small).chain([small(Pattern::Custom(r"\w+|\W".into()))]) {
         let folder = tempfile::tempdir().unwrap();

@@ -235,6 +235,9 @@ fn config(gguf: &Gguf) -> anyhow::Result<ModelConfig> {
 /// Refuses what changes the computation and is not ours.
 fn refuse_unknown(gguf: &Gguf, architecture: &str, head_dim: usize) -> anyhow::Result<()> {
     let (file, key) = (gguf.file(), |name: &str| format!("{architecture}.{name}"));
+    if let Some(parts) = gguf.count("split.count")?.filter(|n| *n > 1) {
+        user_bail!("{file}: it is one of {parts} parts of a model; put them together first (llama-gguf-split --merge)");
+    }
     if gguf.count(&key("expert_count"))?.unwrap_or(0) > 0 {
         user_bail!("{file}: a mixture of experts is not supported; take a dense model");
     }
