@@ -23,11 +23,12 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     }
     rows.extend(linear_rows(dtype, size.of([96, 128, 192], [2048, 384, 1152], [16_384, 768, 2304])));
     rows.extend(mlp_rows(dtype, size.of([96, 64, 128], [2048, 384, 1024], [16_384, 768, 2048])));
-    if dtype == DType::Bf16 {
-        let [o, k] = size.of([80, 136], [1152, 384], [4096, 4096]);
-        let of = [(1, "few"), (8, "few"), (size.of(70, 256, 256), "many")];
-        rows.extend(of.map(|(n, mechanism)| by_rows(mechanism, [n, o, k])));
-    }
+    let [o, k] = size.of([80, 136], [1152, 384], [4096, 4096]);
+    let of = match dtype {
+        DType::F32 => vec![(8, "naive")],
+        _ => vec![(1, "few"), (8, "few"), (size.of(70, 256, 256), "many")],
+    };
+    rows.extend(of.into_iter().map(|(n, mechanism)| by_rows(dtype, mechanism, [n, o, k])));
     let [n, c] = size.of([64, 96], [2048, 384], [16_384, 768]);
     for v in size.of(vec![520], vec![4096, 32_768], vec![32_768]) {
         rows.extend(lm_loss_rows(dtype, [n, c, v]));
@@ -134,8 +135,8 @@ fn gemm_row(dtype: DType, mechanism: &'static str, lies: Lies, shape @ [m, n, k]
 }
 
 /// A product whose rows do not depend on each other, as inference makes it: W once, which is what bounds few rows.
-fn by_rows(mechanism: &'static str, [n, o, k]: [usize; 3]) -> Row {
-    let (dtype, extents) = (DType::Bf16, [("N", n), ("O", o), ("K", k)]);
+fn by_rows(dtype: DType, mechanism: &'static str, [n, o, k]: [usize; 3]) -> Row {
+    let extents = [("N", n), ("O", o), ("K", k)];
     let flops = if mechanism == "many" { 2 * n * o * k } else { 0 };
     let work = Work { bytes: (n * k + o * k + n * o) * dtype.size_bytes(), flops, tokens: 0 };
     Row::new(["gemm_rows", "fwd", mechanism], dtype, &extents, work, move |stage| {

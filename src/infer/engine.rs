@@ -308,7 +308,7 @@ impl<'m> Engine<'m> {
         Ok(self.draw(said))
     }
 
-    /// Ends the sequence that came first where not even it finds pages: those that are held take them.
+    /// Ends the sequence that came first where nobody finds pages: those that are held take them.
     fn fail_for_want_of_pages(&mut self) -> Vec<Event> {
         if self.running.is_empty() {
             return Vec::new();
@@ -347,10 +347,8 @@ impl<'m> Engine<'m> {
                 false if is_read && whole > budget => 0,
                 _ => whole,
             };
-            if t > 0 {
-                if !self.make_room(at, t) {
-                    break;
-                }
+            // Who finds no pages waits: others may end meanwhile.
+            if t > 0 && self.make_room(at, t) {
                 budget -= if is_read { t } else { 0 };
                 plan.push((at, t));
             }
@@ -406,6 +404,7 @@ impl<'m> Engine<'m> {
             }
             false => Said::of(&self.model.next_of(tape, &mut cached, &rows), &self.arena),
         };
+        drop(cached);
         self.params.device().synchronise()?;
         self.arena.reset();
         for &(at, t) in plan {

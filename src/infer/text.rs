@@ -46,7 +46,7 @@ impl Utf8Stream {
     }
 }
 
-/// Text that is over where one of some strings comes; what may be the beginning of one is held back.
+/// Text that is over as soon as one of some strings is whole, and ends before it; what may be the beginning of one is held back.
 #[derive(Clone, Debug, Default)]
 pub struct StopStream {
     stops: Vec<String>,
@@ -67,7 +67,9 @@ impl StopStream {
             return String::new();
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        // The one that is whole first, however the text comes in pieces.
+        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        if let Some((_, at)) = found.min() {
             self.is_over = true;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);

@@ -49,7 +49,7 @@ fn methods_and_tokens_that_templates_use() {
     let tokens = TemplateTokens { bos: "<|bos|>".into(), eos: "<|assistant_end|>".into() };
     let template = ChatTemplate::new(source).unwrap();
     let got = template.encode(&tokenizer, &tokens, &[Message::new("user", " a|be ")], false).unwrap();
-    assert_eq!(got, trusted(&tokenizer, "<|bos|>BE<|assistant_end|>true"));
+    assert_eq!(got, trusted(&tokenizer, "<|bos|>BE<|assistant_end|>True"));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn what_is_wrong_is_told_in_one_line() {
     let tokenizer = tokenizer();
     let user = [Message::new("user", "hi")];
     assert_user_error(ChatTemplate::new("{% for").map(drop), &["chat template does not parse"]);
-    assert_user_error(ChatTemplate::new("{{ x | no_such_filter }}").map(drop), &["chat template"]);
+    assert_user_error(encoded(&tokenizer, "{{ 'x' | no_such_filter }}", &user), &["refuses", "no_such_filter"]);
     assert_user_error(ChatTemplate::new(&" ".repeat(2 << 20)).map(drop), &["chat template has 2097152 bytes"]);
     assert_user_error(encoded(&tokenizer, TURNS, &[Message::new("tool", "x")]), &["refuses", "no such role: tool"]);
     let endless = "{% for a in range(100000) %}{% for b in range(100000) %}{{ b }}{% endfor %}{% endfor %}";
