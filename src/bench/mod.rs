@@ -8,6 +8,7 @@ mod heads;
 pub mod measure;
 mod memory;
 mod optim;
+mod packed;
 mod parts;
 mod products;
 mod rowwise;
@@ -123,7 +124,9 @@ pub fn rows(size: Size, on: Option<Capability>) -> Vec<Row> {
     };
     let has_wgmma = on.is_some_and(|capability| modules::best("gemm_wgmma", capability).is_some());
     let wgmma = if has_wgmma { products::wgmma_rows(size) } else { Vec::new() };
-    of(DType::Bf16).chain(wgmma).chain(of(DType::F32)).collect()
+    // Without a GPU, what only the processor does.
+    let packed = if on.is_none() { packed::rows(size) } else { Vec::new() };
+    of(DType::Bf16).chain(wgmma).chain(of(DType::F32)).chain(packed).collect()
 }
 
 /// Length of the pool of random numbers: no multiple of 2, so that long rows do not repeat each other.

@@ -7,6 +7,7 @@ pub mod gemm;
 pub mod gpu;
 pub mod launch;
 pub mod modules;
+pub mod packed;
 pub mod signature;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx2;

@@ -10,12 +10,15 @@ pub mod banks;
 pub mod energy;
 pub mod families;
 pub mod heads;
+pub mod packed;
 pub mod parts;
 pub mod memory;
 pub mod paged;
 pub mod products;
 pub mod rowwise;
 pub mod state;
+
+pub use packed::made_blocks;
 
 use crate::device::gpu::Gpu;
 use crate::ops::rope::Heads;

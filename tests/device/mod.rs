@@ -1,3 +1,4 @@
 //! What ops are built from on the processor.
 
 mod matmul;
+mod packed;

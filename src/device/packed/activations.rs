@@ -1,0 +1,112 @@
+//! The other operand of products with quantised weights: rows in blocks of 32 integers with a scale each.
+
+use crate::device::cpu::simd;
+use rayon::prelude::*;
+use std::cell::Cell;
+
+/// Elements of a block.
+pub const BLOCK: usize = 32;
+
+/// What a block has beside its integers `q`, of which `x = d q` within `d / 2`.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub struct BlockScale {
+    /// Largest magnitude / 127; NaN where an element is not finite.
+    pub d: f32,
+    /// `d` times the sum of `q`.
+    pub weighted_sum: f32,
+    /// Sums of the first 16 `q` and of the others.
+    pub half_sums: [i16; 2],
+    /// Sum of all `q`.
+    pub sum: i32,
+}
+
+/// Rows `[n, i]` in blocks along a row.
+#[derive(Clone, Copy)]
+pub struct Quantised<'a> {
+    /// `[n, i]`, from -127 to 127.
+    pub q: &'a [i8],
+    /// `[n, i / 32]`.
+    pub scales: &'a [BlockScale],
+    /// `i`, a multiple of [`BLOCK`].
+    pub cols: usize,
+}
+
+impl<'a> Quantised<'a> {
+    /// The integers of row `n`.
+    pub fn row(&self, n: usize) -> &'a [i8] {
+        &self.q[n * self.cols..][..self.cols]
+    }
+
+    /// The scales of row `n`.
+    pub fn row_scales(&self, n: usize) -> &'a [BlockScale] {
+        let blocks = self.cols / BLOCK;
+        &self.scales[n * blocks..][..blocks]
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<(Vec<i8>, Vec<BlockScale>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+/// Elements above which rows are quantised by all threads.
+const PARALLEL_ELEMS: usize = 1 << 15;
+
+/// Runs `work` with the rows `x [n, cols]` quantised, in memory that the thread keeps between calls.
+pub fn with_quantised<R>(x: &[f32], cols: usize, work: impl FnOnce(Quantised) -> R) -> R {
+    assert!(
+        cols.is_multiple_of(BLOCK) && x.len().is_multiple_of(cols.max(1)),
+        "{} elements in rows of {cols}",
+        x.len()
+    );
+    let (mut q, mut scales) = SCRATCH.take();
+    let (elems, blocks) = (x.len(), x.len() / BLOCK);
+    if q.len() < elems {
+        q.resize(elems, 0);
+        scales.resize(blocks, BlockScale::default());
+    }
+    if elems < PARALLEL_ELEMS {
+        quantise(&mut q[..elems], &mut scales[..blocks], x);
+    } else {
+        let tasks =
+            q[..elems].par_chunks_mut(PARALLEL_ELEMS).zip(scales[..blocks].par_chunks_mut(PARALLEL_ELEMS / BLOCK));
+        tasks.zip(x.par_chunks(PARALLEL_ELEMS)).for_each(|((q, scales), x)| quantise(q, scales, x));
+    }
+    let result = work(Quantised { q: &q[..elems], scales: &scales[..blocks], cols });
+    SCRATCH.set((q, scales));
+    result
+}
+
+/// Whole blocks.
+fn quantise(q: &mut [i8], scales: &mut [BlockScale], x: &[f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            let blocks = q.as_chunks_mut::<BLOCK>().0.iter_mut().zip(x.as_chunks::<BLOCK>().0);
+            for ((q, x), scale) in blocks.zip(scales) {
+                *scale = quantise_block(q, x);
+            }
+        },
+    );
+}
+
+/// Rounds to the nearest multiple of the scale, ties to even. Blocks too small for a normal scale are 0.
+#[inline(always)]
+fn quantise_block(q: &mut [i8; BLOCK], x: &[f32; BLOCK]) -> BlockScale {
+    // Magnitudes order as their bits do, infinities and NaN above all numbers.
+    let peak = f32::from_bits(x.iter().fold(0, |peak, x| peak.max(x.to_bits() & 0x7fff_ffff)));
+    if peak < 127.0 * f32::MIN_POSITIVE {
+        *q = [0; BLOCK];
+        return BlockScale::default();
+    }
+    // 1.5 x 2^23: a number of this size has no bits for fractions, and its last bits are the integer.
+    const MAGIC: f32 = 12_582_912.0;
+    let (d, inverse) = (peak / 127.0, 127.0 / peak);
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = (x * inverse + MAGIC).to_bits() as i8;
+    }
+    let half_sums = [0, 16].map(|first| q[first..first + 16].iter().map(|&q| i16::from(q)).sum::<i16>());
+    let sum = i32::from(half_sums[0]) + i32::from(half_sums[1]);
+    let d = if peak.is_finite() { d } else { f32::NAN };
+    BlockScale { d, weighted_sum: d * sum as f32, half_sums, sum }
+}
