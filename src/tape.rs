@@ -12,7 +12,7 @@ mod parts;
 
 use crate::ops::rope::{Heads, QkNorm, Table};
 use crate::ops::{add, attention, embedding, linear, lm_loss, mlp, rmsnorm, rope, scale_grad, softcap};
-use crate::tensor::{Arena, Grads, ParamId, Params, Scale, Span, Tensor};
+use crate::tensor::{Arena, Grads, ParamId, Params, Scale, Span, Tensor, Weight};
 use std::fmt;
 use std::sync::Arc;
 
@@ -160,9 +160,22 @@ impl<'a> Tape<'a> {
         self.var(value)
     }
 
+    /// A weight to multiply by.
+    ///
+    /// # Panics
+    /// If it is packed while the tape records: what is packed has no gradient.
+    fn weight(&self, span: impl Into<Span>) -> Weight<'a> {
+        let weight = self.params.weight(span);
+        assert!(!self.recording || matches!(weight, Weight::Dense(_)), "packed weights do not learn");
+        weight
+    }
+
     /// Rows of a table: `tokens [N]` -> `[N, C]`.
     pub fn embedding(&mut self, table: ParamId, tokens: &Tensor) -> Var {
-        let y = embedding::forward(self.arena, &self.params.view(table), tokens);
+        let y = match self.weight(table) {
+            Weight::Dense(values) => embedding::forward(self.arena, &values, tokens),
+            Weight::Packed(values) => embedding::forward_packed(self.arena, &values[0], tokens, self.params.dtype()),
+        };
         let y = self.var(y);
         self.record(|| Node::Embedding { y: y.id, table, tokens: tokens.clone() });
         y
@@ -176,11 +189,7 @@ impl<'a> Tape<'a> {
     /// `residual + x W^T`; without a residual as [`Tape::linear`].
     pub fn linear_onto(&mut self, x: &Var, weight: impl Into<Span>, residual: Option<&Var>) -> Var {
         let weight = weight.into();
-        let value = self.params.view(weight);
-        let y = match residual {
-            Some(residual) => linear::forward_onto(self.arena, &x.value, &value, &residual.value),
-            None => linear::forward(self.arena, &x.value, &value),
-        };
+        let y = linear::forward_by(self.arena, &x.value, &self.weight(weight), residual.map(|r| &r.value));
         let (y, residual) = (self.var(y), residual.map(|r| r.id));
         let saved = || linear::Saved { x: x.value.clone() };
         self.record(|| Node::Linear { y: y.id, x: x.id, weight, residual, saved: saved() });
@@ -237,9 +246,14 @@ impl<'a> Tape<'a> {
     /// The feed-forward layer, added to a residual where there is one.
     pub fn mlp(&mut self, x: Var, weights: MlpParams, residual: Option<&Var>) -> Var {
         let keep = if self.recording { mlp::Keep::Everything } else { mlp::Keep::Nothing };
-        let (gate_up, down) = (self.params.view(weights.gate_up), self.params.view(weights.down));
-        let values = mlp::Weights { gate_up: &gate_up, down: &down };
-        let (y, saved) = mlp::forward(self.arena, x.value, values, residual.map(|r| &r.value), keep);
+        let value = residual.map(|r| &r.value);
+        let (y, saved) = match (self.weight(weights.gate_up), self.weight(weights.down)) {
+            (Weight::Dense(gate_up), Weight::Dense(down)) => {
+                let values = mlp::Weights { gate_up: &gate_up, down: &down };
+                mlp::forward(self.arena, x.value, values, value, keep)
+            }
+            (gate_up, down) => (mlp::forward_by(self.arena, x.value, &gate_up, &down, value), None),
+        };
         let (y, residual) = (self.var(y), residual.map(|r| r.id));
         if let Some(saved) = saved {
             self.record(|| Node::Mlp { y: y.id, x: x.id, weights, residual, saved });
@@ -323,7 +337,14 @@ impl<'a> Tape<'a> {
         report: lm_loss::Report,
     ) -> (Tensor, Option<Tensor>) {
         let HeadOperands { x, weight, low_rank, softcap } = head;
-        let matrix = self.params.view(weight);
+        let matrix = match self.weight(weight) {
+            Weight::Dense(matrix) => matrix,
+            Weight::Packed(head) => {
+                assert!(low_rank.is_none(), "a packed head with a product of low rank");
+                let judged = lm_loss::judge_packed(self.arena, &x.value, &head[0], targets, softcap, report);
+                return (judged.losses, judged.errors);
+            }
+        };
         let [v, _] = matrix.dims();
         let codes = low_rank.map(|(_, codes)| self.params.first_rows(codes, v));
         let learnt = low_rank.map(|(_, codes)| codes).filter(|&codes| self.params.layout().entry(codes).is_learnt());

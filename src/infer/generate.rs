@@ -104,7 +104,11 @@ pub fn generate_on(
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
-        let (logits, psyche) = next(model, params, &arena, &pending, cache);
+        let (logits, psyche) = match device {
+            // From a thread of the pool its small tasks begin at once; from another each would wait until a thread woke.
+            Device::Cpu => rayon::scope(|_| next(model, params, &arena, &pending, cache)),
+            Device::Gpu(_) => next(model, params, &arena, &pending, cache),
+        };
         device.synchronise()?;
         let position = prompt.len() + tokens.len();
         let next = sampler

@@ -3,8 +3,9 @@
 use crate::device::Device;
 use crate::device::cpu::{SharedMut, simd};
 use crate::device::launch::{Grid, by_dtype};
+use crate::device::packed::PackedMatrix;
 use crate::for_dtype;
-use crate::tensor::{Arena, Elem, Float, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
 
 /// A token that has no row.
@@ -37,6 +38,21 @@ pub fn forward(arena: &Arena, table: &Tensor, tokens: &Tensor) -> Tensor {
         })
     });
     y
+}
+
+/// As [`forward`] on the processor, from a packed table; `[N, C]` in `dtype`.
+///
+/// # Panics
+/// If a token is neither below `V` nor [`NOTHING`].
+pub fn forward_packed(arena: &Arena, table: &PackedMatrix, tokens: &Tensor, dtype: DType) -> Tensor {
+    let ([v, c], tokens) = (table.dims(), tokens.as_slice::<u32>());
+    assert!(tokens.iter().all(|&t| (t as usize) < v || t == NOTHING), "token beyond a vocabulary of {v}");
+    let mut y = Tensor::uninit(arena, [tokens.len(), c], DType::F32);
+    y.as_mut_slice::<f32>().par_chunks_mut(c).with_min_len(64).zip(tokens).for_each(|(y, &token)| match token {
+        NOTHING => y.fill(0.0),
+        token => table.dequantise_row(token as usize, y),
+    });
+    y.cast(arena, dtype)
 }
 
 /// Columns that one task of backward owns: tasks split columns, not rows, so that no two add to one element.

@@ -6,8 +6,9 @@
 use crate::device::Device;
 use crate::device::cpu::{Mat, Threads, WriteMode, matmul};
 use crate::device::gemm::{Operand, gemm, gemm_onto};
+use crate::device::packed::{self, PackedMatrix};
 use crate::for_float;
-use crate::tensor::{Arena, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Tensor, TensorMut, Weight};
 
 /// What backward needs besides the weight.
 #[derive(Debug)]
@@ -30,6 +31,26 @@ pub fn forward(arena: &Arena, x: &Tensor, weight: &Tensor) -> Tensor {
 /// `x [N, I]`, `weight [O, I]`, `residual [N, O]` -> `[N, O]`.
 pub fn forward_onto(arena: &Arena, x: &Tensor, weight: &Tensor, residual: &Tensor) -> Tensor {
     product(arena, x, weight, Some(residual))
+}
+
+/// `x [N, I]`, `weight [O, I]`, perhaps a `residual [N, O]` -> `[N, O]`, whether the weight is packed or not.
+pub fn forward_by(arena: &Arena, x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Tensor {
+    match weight {
+        Weight::Dense(weight) => product(arena, x, weight, residual),
+        Weight::Packed(matrices) => packed_product(arena, x, matrices, residual),
+    }
+}
+
+/// On the processor, in f32.
+fn packed_product(arena: &Arena, x: &Tensor, matrices: &[PackedMatrix], residual: Option<&Tensor>) -> Tensor {
+    assert_eq!(x.device(), Device::Cpu, "packed weights lie on the processor");
+    let ([n, _], o) = (x.shape().rows_cols(), matrices.iter().map(|matrix| matrix.dims()[0]).sum::<usize>());
+    let (mut y, mode) = match residual {
+        None => (Tensor::uninit(arena, [n, o], DType::F32), WriteMode::Overwrite),
+        Some(residual) => (residual.cast(arena, DType::F32).into_unique(arena), WriteMode::Accumulate),
+    };
+    packed::product(y.as_mut_slice(), x.cast(arena, DType::F32).as_slice(), matrices, mode);
+    y.cast(arena, x.dtype())
 }
 
 fn product(arena: &Arena, x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Tensor {

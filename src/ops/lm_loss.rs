@@ -13,6 +13,7 @@ use crate::device::cpu::{Mat, Threads, WriteMode, matmul, max_of, simd, sum_zip}
 use crate::device::gemm::{Operand, gemm};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid, Ptr, PtrMut};
+use crate::device::packed::{self, PackedMatrix};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Float, Scale, Tensor, TensorMut};
 use rayon::prelude::*;
@@ -160,16 +161,8 @@ pub fn judge(
             if let Some((x, codes, _)) = low {
                 matmul(logits, x, codes.t(), WriteMode::Accumulate, Threads::All);
             }
-            let losses = losses.as_mut_slice::<F>()[chunk.clone()].par_iter_mut();
-            let told = losses.zip(&mut errors.as_mut_slice::<F>()[chunk.clone()]);
-            logits.par_chunks_mut(v).zip(told).zip(&targets[chunk.clone()]).with_min_len(4).for_each(
-                |((row, (loss, error)), &target)| {
-                    (*loss, *error) = simd(
-                        #[inline(always)]
-                        || loss_row(row, target, cap, scale),
-                    );
-                },
-            );
+            let told = (&mut losses.as_mut_slice()[chunk.clone()], &mut errors.as_mut_slice()[chunk.clone()]);
+            loss_rows(logits, &targets[chunk.clone()], told, cap, scale);
             let dl = Mat::new(logits, chunk.len(), v);
             if let (Some(gradients), Some(dx)) = (&mut gradients, &mut dx) {
                 let dx = &mut dx.as_mut_slice::<F>()[chunk.start * c..chunk.end * c];
@@ -187,6 +180,55 @@ pub fn judge(
     });
     let [dx, dx_low] = [dx, dx_low].map(|dx| dx.map(|dx| dx.cast(arena, x.dtype())));
     Judged { losses, errors: (report == Report::LossesAndErrors).then_some(errors), dx, dx_low }
+}
+
+/// [`judge`] with a packed head `[V, C]`, on the processor, without gradients and a product of low rank.
+///
+/// # Panics
+/// As [`forward`].
+pub fn judge_packed(
+    arena: &Arena,
+    x: &Tensor,
+    head: &PackedMatrix,
+    targets: &Tensor,
+    softcap: Option<f64>,
+    report: Report,
+) -> Judged {
+    let ([n, c], [v, _]) = (x.shape().rows_cols(), head.dims());
+    let targets = targets.as_slice::<u32>();
+    assert!(targets.len() == n && targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "{n} targets below {v}");
+    let rows = chunk_rows(v, false).min(n);
+    let x = x.cast(arena, DType::F32);
+    let [mut losses, mut errors] = [(); 2].map(|()| Tensor::uninit(arena, [n], DType::F32));
+    let mut logits = Tensor::uninit(arena, [rows, v], DType::F32);
+    for start in (0..n).step_by(rows) {
+        let chunk = start..(start + rows).min(n);
+        let logits = &mut logits.as_mut_slice::<f32>()[..chunk.len() * v];
+        let x = &x.as_slice::<f32>()[chunk.start * c..chunk.end * c];
+        packed::product(logits, x, std::slice::from_ref(head), WriteMode::Overwrite);
+        let told = (&mut losses.as_mut_slice()[chunk.clone()], &mut errors.as_mut_slice()[chunk.clone()]);
+        loss_rows(logits, &targets[chunk], told, softcap.map(|cap| cap as f32), None);
+    }
+    let errors = (report == Report::LossesAndErrors).then_some(errors);
+    Judged { losses, errors, dx: None, dx_low: None }
+}
+
+/// [`loss_row`] of all rows of `logits`, told in slices of as many losses and errors.
+fn loss_rows<F: Float>(
+    logits: &mut [F],
+    targets: &[u32],
+    (losses, errors): (&mut [F], &mut [F]),
+    cap: Option<F>,
+    scale: Option<F>,
+) {
+    let v = logits.len() / targets.len();
+    let told = losses.par_iter_mut().zip(errors);
+    logits.par_chunks_mut(v).zip(told).zip(targets).with_min_len(4).for_each(|((row, (loss, error)), &target)| {
+        (*loss, *error) = simd(
+            #[inline(always)]
+            || loss_row(row, target, cap, scale),
+        );
+    });
 }
 
 /// The loss of a row of logits, and whether one is above the target's; with `scale` the row becomes the gradient of the logits

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::device::gemm::{MMA_TILE, Operand};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid, PtrMut};
-use crate::tensor::{Arena, DType, Tensor, TensorMut};
+use crate::tensor::{Arena, DType, Tensor, TensorMut, Weight};
 
 /// The two matrices.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,13 @@ pub fn forward(
         None => linear::forward(arena, &hidden, weights.down),
     };
     (y, saved)
+}
+
+/// As [`forward`] with weights of which some are packed; nothing is kept.
+pub fn forward_by(arena: &Arena, x: Tensor, gate_up: &Weight, down: &Weight, residual: Option<&Tensor>) -> Tensor {
+    let hidden = swiglu::forward(arena, &linear::forward_by(arena, &x, gate_up, None));
+    drop(x);
+    linear::forward_by(arena, &hidden, down, residual)
 }
 
 /// `dy [N, C]` -> `dx [N, C]`; adds to `dgate_up [2F, C]` and `ddown [C, F]`.

@@ -3,8 +3,10 @@
 //! One allocation each makes a fused optimiser pass, one all-reduce and sharding by range possible. A [`Layout`] says
 //! what lies where; [`Params`] and [`Grads`] are the buffers.
 
-use super::{DType, Shape, Tensor, TensorMut};
+use super::packed::{Packed, Weight};
+use super::{BlockType, DType, Shape, Tensor, TensorMut};
 use crate::device::Device;
+use crate::device::packed::PackedMatrix;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -157,27 +159,102 @@ impl From<ParamId> for Span {
     }
 }
 
-/// The parameters: master values (f32 or f64) and, where they are stored narrower for computing, a rounded copy.
+/// The parameters: master values (f32 or f64) and, where they are stored narrower for computing, a rounded copy. Some may be packed:
+/// these have no master values, take no room in the flat buffer, and are for inference on the processor alone.
 #[derive(Clone)]
 pub struct Params {
     layout: Arc<Layout>,
     master: Tensor,
     rounded: Option<Tensor>,
+    packed: Option<Arc<Packed>>,
 }
 
 impl Params {
     /// All zeros; computing uses `dtype`.
     pub fn zeros(layout: Arc<Layout>, dtype: DType) -> Params {
-        let master = Tensor::owned([layout.elems()], dtype.accumulator());
-        let rounded = (dtype != dtype.accumulator()).then(|| Tensor::owned([layout.elems()], dtype));
-        Params { layout, master, rounded }
+        let elems = layout.elems();
+        Params::flat(layout, dtype, elems, None)
     }
 
-    /// These parameters on `device`. By value: on the device where they lie already they stay the only handle, and so can
-    /// be written.
+    /// All zeros but for the matrices that are packed; computing uses `dtype`.
+    ///
+    /// # Errors
+    /// A user error where a matrix has another shape than its parameter.
+    ///
+    /// # Panics
+    /// If a parameter comes twice.
+    pub fn with_packed(
+        layout: Arc<Layout>,
+        dtype: DType,
+        packed: Vec<(ParamId, PackedMatrix)>,
+    ) -> anyhow::Result<Params> {
+        let packed = Packed::new(&layout, packed)?;
+        let elems = packed.dense_elems();
+        Ok(Params::flat(layout, dtype, elems, Some(Arc::new(packed))))
+    }
+
+    fn flat(layout: Arc<Layout>, dtype: DType, elems: usize, packed: Option<Arc<Packed>>) -> Params {
+        let master = Tensor::owned([elems], dtype.accumulator());
+        let rounded = (dtype != dtype.accumulator()).then(|| Tensor::owned([elems], dtype));
+        Params { layout, master, rounded, packed }
+    }
+
+    /// These parameters on `device`; a GPU gets packed ones dequantised. By value: on the device where they lie already they stay the
+    /// only handle, and so can be written.
     pub fn to(self, device: Device) -> Params {
+        if self.packed.is_some() && device.is_gpu() {
+            return self.dequantised().to(device);
+        }
         let rounded = self.rounded.map(|rounded| rounded.to(device));
-        Params { layout: self.layout, master: self.master.to(device), rounded }
+        Params { layout: self.layout, master: self.master.to(device), rounded, packed: self.packed }
+    }
+
+    /// Whether some are packed.
+    pub fn has_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// A copy for inference on the processor in which all that products and look-ups read is packed, element by element in the type that
+    /// ops compute with. A row of a product is then the same bit for bit whatever rows are beside it.
+    ///
+    /// # Panics
+    /// If they lie on a GPU, are packed already, or in f64.
+    pub fn packed(&self) -> Params {
+        let kind = match self.dtype() {
+            DType::F32 => BlockType::F32,
+            DType::Bf16 => BlockType::Bf16,
+            dtype => panic!("{dtype} is not packed"),
+        };
+        let ids = || (0..).map(ParamId).zip(self.layout.entries());
+        let is_packed = |entry: &Entry| matches!(entry.role, Role::Matrix | Role::Embedding | Role::Head);
+        let pack = |(id, entry): (ParamId, &Entry)| {
+            let matrix = PackedMatrix::new(kind, entry.shape.dims(), self.view(id).as_bytes());
+            (id, matrix.expect("a matrix of elements"))
+        };
+        let packed = ids().filter(|(_, entry)| is_packed(entry)).map(pack).collect();
+        let params = Params::with_packed(self.layout.clone(), self.dtype(), packed);
+        let mut params = params.expect("shapes are the layout's");
+        for (id, _) in ids().filter(|(_, entry)| !is_packed(entry)) {
+            params.set_master(id, &self.master_view(id).to_f64());
+        }
+        params.round();
+        params
+    }
+
+    /// A copy with nothing packed: every matrix dequantised, rounded to the type that ops compute with.
+    pub fn dequantised(&self) -> Params {
+        let mut params = Params::zeros(self.layout.clone(), self.dtype());
+        for (i, entry) in self.layout.entries().iter().enumerate() {
+            let id = ParamId(i as u32);
+            let values: Vec<f64> = match self.stack(id.into()) {
+                Some(matrices) => matrices[0].to_f32().into_iter().map(f64::from).collect(),
+                None => self.master_view(id).to_f64(),
+            };
+            debug_assert_eq!(values.len(), entry.shape.elems());
+            params.set_master(id, &values);
+        }
+        params.round();
+        params
     }
 
     /// What lies where.
@@ -196,9 +273,31 @@ impl Params {
     }
 
     /// A parameter, or several as one, in the type that ops compute with.
+    ///
+    /// # Panics
+    /// If it is packed.
     pub fn view(&self, span: impl Into<Span>) -> Tensor {
-        let (offset, shape) = self.layout.span(span.into());
+        let (offset, shape) = self.place(span.into());
         self.rounded.as_ref().unwrap_or(&self.master).view(offset, shape)
+    }
+
+    /// A matrix, or several as one, as products take it.
+    pub fn weight(&self, span: impl Into<Span>) -> Weight<'_> {
+        let span = span.into();
+        match self.stack(span) {
+            Some(matrices) => Weight::Packed(matrices),
+            None => Weight::Dense(self.view(span)),
+        }
+    }
+
+    fn stack(&self, span: Span) -> Option<&[PackedMatrix]> {
+        self.packed.as_ref().and_then(|packed| packed.stack(&self.layout, span))
+    }
+
+    /// Offset in the flat buffer and shape of a span.
+    fn place(&self, span: Span) -> (usize, Shape) {
+        let (offset, shape) = self.layout.span(span);
+        (self.packed.as_ref().map_or(offset, |packed| packed.offset_elems(&self.layout, span)), shape)
     }
 
     /// The first rows of a table.
@@ -210,7 +309,7 @@ impl Params {
 
     /// A parameter's master values: what is never rounded.
     pub fn master_view(&self, id: ParamId) -> Tensor {
-        let (offset, shape) = self.layout.span(id.into());
+        let (offset, shape) = self.place(id.into());
         self.master.view(offset, shape)
     }
 
@@ -226,7 +325,7 @@ impl Params {
 
     /// The master values of one parameter, to write.
     pub fn master_entry_mut(&mut self, id: ParamId) -> TensorMut<'_> {
-        let (offset, shape) = self.layout.span(id.into());
+        let (offset, shape) = self.place(id.into());
         self.master.view_mut(offset, shape)
     }
 

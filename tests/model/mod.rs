@@ -6,6 +6,7 @@ pub mod gpt;
 mod hypercube;
 mod kda;
 mod memory;
+mod packed;
 mod abacus;
 pub mod parts;
 pub mod reference;
