@@ -2,7 +2,7 @@
 
 use super::output::{note, print, stream};
 use crate::device::choice::{self, SimMode};
-use crate::formats::checkpoint::{LoadedModel, load_model};
+use crate::formats::checkpoint::{LoadedModel, load_for_inference};
 use crate::infer::rules::{All, Banned, GrammarSpec, Grammars, Rules};
 use crate::infer::{
     Answer, ChatFormat, Engine, EngineOptions, Event, Finish, Held, Sampler, SamplerOptions, Submission,
@@ -128,16 +128,15 @@ impl Limits {
 pub fn run(command: ChatCommand) -> anyhow::Result<u8> {
     let began = Instant::now();
     let sampler = command.drawing.sampler()?;
-    let mut opened = load_model(&command.checkpoint, DType::F32)?;
+    let device = choice::open(&command.device, SimMode::Fast)?;
+    let mut opened = load_for_inference(&command.checkpoint, DType::F32, device)?;
     let Some(tokenizer) = opened.tokenizer.take() else {
         user_bail!("{} has no tokenizer, so it cannot read a message; bring its tokenizer.json", opened.path.display());
     };
     check_vocabulary(&tokenizer, opened.model.config())?;
     let text = &opened.text;
     let format = ChatFormat::new(&tokenizer, text.template.as_deref(), [text.bos, text.eos.first().copied()])?;
-    let device = choice::open(&command.device, SimMode::Fast)?;
     let LoadedModel { model, params, text, .. } = opened;
-    let (model, params) = (model.to(device), params.to(device));
     let options = EngineOptions::new(model.config(), params.dtype(), 1, command.context.map(|tokens| tokens as usize));
     let grammars = match (command.limits.grammar()?, text.eos.first()) {
         (None, _) => None,

@@ -2,7 +2,7 @@
 
 use super::output::{print, stream};
 use crate::device::choice::{self, SimMode};
-use crate::formats::checkpoint::{LoadedModel, load_model};
+use crate::formats::checkpoint::{LoadedModel, load_for_inference};
 use crate::infer::generate::cache;
 use crate::infer::{Drawn, Finish, Generation, Request, Rerank, Sampler, SamplerOptions};
 use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, generate_on, memory_file};
@@ -116,7 +116,8 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let SampleCommand { temperature, top_k, top_p, seed, .. } = command;
     let sampler = Sampler::new(SamplerOptions { temperature, top_k, top_p, seed, ..SamplerOptions::GREEDY })?;
     let lean = lean(&command.psyche)?;
-    let mut opened = load_model(&command.checkpoint, DType::F32)?;
+    let device = choice::open(&command.device, SimMode::Fast)?;
+    let mut opened = load_for_inference(&command.checkpoint, DType::F32, device)?;
     if (command.show.is_some() || !command.psyche.is_empty()) && !opened.model.config().parts.psyche.enabled {
         user_bail!("{} has no PsycheController; train with --set psyche.enabled=true", opened.path.display());
     }
@@ -134,9 +135,7 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
         prompt.extend(tokenizer.bos()); // a document of its own, of a model that wants nothing before texts
     }
     check_prompt(opened.model.config(), &prompt)?;
-    let device = choice::open(&command.device, SimMode::Fast)?;
-    opened.model = opened.model.leaning(lean).to(device);
-    opened.params = opened.params.to(device);
+    opened.model = opened.model.leaning(lean);
     let task = Task { opened: &opened, tokenizer: &tokenizer, sampler: &sampler, command: &command, prompt: &prompt };
     if let Some(file) = &command.memory {
         // Before anything is printed.

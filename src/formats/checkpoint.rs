@@ -34,18 +34,47 @@ pub struct LoadedModel {
 /// Missing, damaged or mismatching files, named in one line. Whether the tokenizer is the model's is for the caller to ask.
 pub fn load_model(path: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
     match path.is_file() {
-        true => load_gguf(path, dtype),
+        true => load_gguf(path, dtype, Matrices::Widened),
         false => load_folder(&resolve(path)?, dtype),
     }
 }
 
-fn load_gguf(path: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
+/// As [`load_model`], for inference on `device`. On the processor the matrices of a GGUF file stay as they are stored.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_for_inference(path: &Path, dtype: DType, device: Device) -> anyhow::Result<LoadedModel> {
+    let mut loaded = match path.is_file() {
+        true => load_gguf(path, dtype, if device.is_gpu() { Matrices::Widened } else { Matrices::AsStored })?,
+        false => load_model(path, dtype)?,
+    };
+    loaded.model = loaded.model.to(device);
+    loaded.params = loaded.params.to(device);
+    Ok(loaded)
+}
+
+/// What becomes of the matrices of a GGUF file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Matrices {
+    /// They are rounded to the type that is computed with.
+    Widened,
+    /// They stay as they are, for inference on the processor.
+    AsStored,
+}
+
+fn load_gguf(path: &Path, dtype: DType, matrices: Matrices) -> anyhow::Result<LoadedModel> {
     let checkpoint = gguf::Checkpoint::new(Gguf::open(path)?)?;
     let (tokenizer, text) = checkpoint.tokenizer()?;
     let file = checkpoint.gguf().file();
     hf::check_extents(checkpoint.config(), &checkpoint, file)?;
     let model = Gpt::new(checkpoint.config().clone(), dtype)?;
-    let params = hf::read_params(&model, &checkpoint, dtype, file)?;
+    let params = match matrices {
+        Matrices::Widened => hf::read_params(&model, &checkpoint, dtype, file)?,
+        Matrices::AsStored => {
+            hf::check_tensors(&model, &checkpoint, file)?;
+            checkpoint.packed_params(&model, dtype)?
+        }
+    };
     Ok(LoadedModel { model, params, tokenizer, text, path: path.to_owned() })
 }
 

@@ -260,18 +260,8 @@ fn expect_shape(reader: &dyn Weights, name: &str, expected: &[usize], file: &str
 /// # Errors
 /// A missing tensor, another shape, or a tensor that the model has no place for, named.
 pub fn read_params(model: &Gpt, reader: &dyn Weights, dtype: DType, file: &str) -> anyhow::Result<Params> {
+    check_tensors(model, reader, file)?;
     let layout = model.layout().clone();
-    // All shapes first: a configuration that lies may ask for more memory than there is.
-    for entry in layout.entries() {
-        expect_shape(reader, &entry.name, entry.shape.as_slice(), file)?;
-    }
-    let known: FxHashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
-    let tied = model.config().tie_embeddings;
-    // Older files keep a table of rotary frequencies, and some the tied head a second time.
-    let is_spare = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
-    if let Some(name) = reader.names().iter().find(|name| !known.contains(name.as_str()) && !is_spare(name)) {
-        user_bail!("{file}: {name} is no part of this model (such as a bias); models with it are not supported");
-    }
     let mut params = Params::zeros(layout.clone(), dtype);
     for (i, entry) in layout.entries().iter().enumerate() {
         let (_, values) = reader.floats(&entry.name)?;
@@ -284,4 +274,24 @@ pub fn read_params(model: &Gpt, reader: &dyn Weights, dtype: DType, file: &str) 
     }
     params.round();
     Ok(params)
+}
+
+/// Refuses tensors that are not those of `model`.
+///
+/// # Errors
+/// A missing tensor, another shape, or a tensor that the model has no place for, named.
+pub fn check_tensors(model: &Gpt, reader: &dyn Weights, file: &str) -> anyhow::Result<()> {
+    let layout = model.layout();
+    // All shapes first: a configuration that lies may ask for more memory than there is.
+    for entry in layout.entries() {
+        expect_shape(reader, &entry.name, entry.shape.as_slice(), file)?;
+    }
+    let known: FxHashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+    let tied = model.config().tie_embeddings;
+    // Older files keep a table of rotary frequencies, and some the tied head a second time.
+    let is_spare = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+    if let Some(name) = reader.names().iter().find(|name| !known.contains(name.as_str()) && !is_spare(name)) {
+        user_bail!("{file}: {name} is no part of this model (such as a bias); models with it are not supported");
+    }
+    Ok(())
 }

@@ -207,6 +207,16 @@ impl Gguf {
         &self.map[tensor.range.clone()]
     }
 
+    /// Lets the system take back the memory of a tensor's bytes; they are read from the file again where they are wanted again.
+    pub fn release(&self, tensor: &TensorInfo) {
+        // SAFETY: the mapping is of a file and only read: what is dropped comes back as it was.
+        #[cfg(unix)]
+        let _ = unsafe {
+            let (start, len) = (tensor.range.start, tensor.range.len());
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+        };
+    }
+
     /// The metadata under `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)

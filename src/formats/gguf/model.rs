@@ -2,14 +2,16 @@
 //! order of rows in which llama.cpp keeps the weights of queries and keys.
 
 use super::{Gguf, TensorInfo, tokenizer};
+use crate::device::packed::PackedMatrix;
 use crate::formats::text_rules::TextRules;
 use crate::formats::weights::Weights;
 use crate::model::config::SEQ_LEN_MAX;
-use crate::model::{ModelConfig, Parts};
+use crate::model::{Gpt, ModelConfig, Parts};
 use crate::ops::rope::{Llama3Scaling, frequencies};
-use crate::tensor::{BlockType, Shape};
+use crate::tensor::{BlockType, DType, ParamId, Params, Shape};
 use crate::tokenizer::Tokenizer;
 use crate::{user_bail, user_error};
+use anyhow::Context;
 use rayon::prelude::*;
 
 /// Names outside the blocks: Hugging Face's, and GGUF's.
@@ -147,6 +149,33 @@ impl Checkpoint {
             }
             _ => Ok((tensor, order)),
         }
+    }
+}
+
+impl Checkpoint {
+    /// The parameters of `model` for inference on the processor, computed with in `dtype`: matrices stay as they are stored. The tensors
+    /// are known to be the model's ([`check_tensors`](crate::formats::hf::check_tensors)).
+    ///
+    /// # Errors
+    /// A tensor that is not what the file says.
+    pub fn packed_params(&self, model: &Gpt, dtype: DType) -> anyhow::Result<Params> {
+        let ids = || (0..).map(ParamId).zip(model.layout().entries());
+        let mut packed = Vec::new();
+        for (id, entry) in ids().filter(|(_, entry)| entry.shape.rank() == 2) {
+            let (tensor, order) = self.parameter(&entry.name)?;
+            let matrix = PackedMatrix::in_order(tensor.kind, entry.shape.dims(), self.gguf.bytes(tensor), |row| {
+                order.gguf_row(row)
+            });
+            packed.push((id, matrix.with_context(|| format!("{}: {}", self.gguf.file(), tensor.name))?));
+            self.gguf.release(tensor);
+        }
+        let mut params = Params::with_packed(model.layout().clone(), dtype, packed)?;
+        for (id, entry) in ids().filter(|(_, entry)| entry.shape.rank() != 2) {
+            let (_, values) = self.floats(&entry.name)?;
+            params.set_master(id, &values.into_iter().map(f64::from).collect::<Vec<f64>>());
+        }
+        params.round();
+        Ok(params)
     }
 }
 
