@@ -106,6 +106,8 @@ pub struct Tape<'a> {
     params: &'a Params,
     grads: Option<&'a mut Grads>,
     recording: bool,
+    /// No row of a product depends on how many there are.
+    by_rows: bool,
     nodes: Vec<Node>,
     adjoints: Vec<Option<Tensor>>,
     frozen: Option<&'a mut Frozen>,
@@ -120,8 +122,14 @@ impl<'a> Tape<'a> {
 
     /// A tape that only computes.
     pub fn inference(arena: &'a Arena, params: &'a Params) -> Tape<'a> {
-        let (nodes, adjoints) = (Vec::new(), Vec::new());
-        Tape { arena, params, grads: None, recording: false, nodes, adjoints, frozen: None, notes: Vec::new() }
+        let (nodes, adjoints, notes) = (Vec::new(), Vec::new(), Vec::new());
+        let (grads, frozen, recording, by_rows) = (None, None, false, false);
+        Tape { arena, params, grads, recording, by_rows, nodes, adjoints, frozen, notes }
+    }
+
+    /// A tape that only computes, every row as if it were alone: for sequences that must not notice each other.
+    pub fn by_rows(arena: &'a Arena, params: &'a Params) -> Tape<'a> {
+        Tape { by_rows: true, ..Tape::inference(arena, params) }
     }
 
     /// The same, its stop-gradients gathered in `frozen` or given from there.
@@ -165,15 +173,24 @@ impl<'a> Tape<'a> {
     /// # Panics
     /// If it is packed while the tape records: what is packed has no gradient.
     fn weight(&self, span: impl Into<Span>) -> Weight<'a> {
-        let weight = self.params.weight(span);
-        assert!(!self.recording || matches!(weight, Weight::Dense(_)), "packed weights do not learn");
-        weight
+        match self.params.weight(span) {
+            Weight::Dense(values) => self.weight_of(values),
+            packed => {
+                assert!(!self.recording, "packed weights do not learn");
+                packed
+            }
+        }
+    }
+
+    /// Values to multiply by as this tape multiplies.
+    pub fn weight_of(&self, values: Tensor) -> Weight<'a> {
+        if self.by_rows { Weight::ByRows(values) } else { Weight::Dense(values) }
     }
 
     /// Rows of a table: `tokens [N]` -> `[N, C]`.
     pub fn embedding(&mut self, table: ParamId, tokens: &Tensor) -> Var {
         let y = match self.weight(table) {
-            Weight::Dense(values) => embedding::forward(self.arena, &values, tokens),
+            Weight::Dense(values) | Weight::ByRows(values) => embedding::forward(self.arena, &values, tokens),
             Weight::Packed(values) => embedding::forward_packed(self.arena, &values[0], tokens, self.params.dtype()),
         };
         let y = self.var(y);
@@ -338,7 +355,7 @@ impl<'a> Tape<'a> {
     ) -> (Tensor, Option<Tensor>) {
         let HeadOperands { x, weight, low_rank, softcap } = head;
         let matrix = match self.weight(weight) {
-            Weight::Dense(matrix) => matrix,
+            Weight::Dense(matrix) | Weight::ByRows(matrix) => matrix,
             Weight::Packed(head) => {
                 assert!(low_rank.is_none(), "a packed head with a product of low rank");
                 let judged = lm_loss::judge_packed(self.arena, &x.value, &head[0], targets, softcap, report);

@@ -396,7 +396,7 @@ impl<'m> Engine<'m> {
             pieces.push(Piece { tokens, start, pages, state: &mut sequence.state });
         }
         let mut cached = Cached::new(&self.arena, pieces, &mut self.pool);
-        let tape = &mut Tape::inference(&self.arena, self.params);
+        let tape = &mut Tape::by_rows(&self.arena, self.params);
         let said = match rows.is_empty() {
             true => {
                 self.model.pass(tape, &mut cached);

@@ -458,7 +458,7 @@ impl Gpt {
         let mut logits = tape.linear(x, self.head);
         if let Some((x, codes)) = self.feedback(tape, y) {
             let codes = tape.params().first_rows(codes, self.config.vocab_size);
-            let sum = linear::forward_onto(tape.arena(), x.value(), &codes, logits.value());
+            let sum = linear::forward_by(tape.arena(), x.value(), &tape.weight_of(codes), Some(logits.value()));
             logits = tape.input(sum);
         }
         match self.config.softcap() {

@@ -9,7 +9,9 @@ use crate::user_bail;
 pub enum Weight<'a> {
     /// In the type that ops compute with.
     Dense(Tensor),
-    /// One matrix or several, whose rows lie below each other.
+    /// The same, to be multiplied so that no row of the product depends on how many there are.
+    ByRows(Tensor),
+    /// One matrix or several, whose rows lie below each other; no row of the product depends on how many there are.
     Packed(&'a [PackedMatrix]),
 }
 
