@@ -56,6 +56,10 @@ pub fn run(command: ExportCommand) -> anyhow::Result<()> {
     if command.format == Format::Hf && !matches!(kind, None | Some(BlockType::F32 | BlockType::Bf16)) {
         user_bail!("--format hf stores f32 or bf16; blocks of other types are for --format gguf");
     }
+    let folder = command.out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+    if let Some(folder) = folder.filter(|_| command.format == Format::Gguf) {
+        user_bail!("--out {}: there is no folder {}", command.out.display(), folder.display());
+    }
     let mut opened = load_model(&command.checkpoint, DType::F32)?;
     let config = opened.model.config();
     if command.backbone_only || (config.document_mask && config.parts.is_plain()) {

@@ -51,6 +51,7 @@ fn a_trained_model_comes_back_from_hugging_face_and_gguf() {
     refused(folder, "export --checkpoint run --format hf --type q8_0 --out x", &["--format hf stores f32 or bf16"]);
     refused(folder, "export --checkpoint run --format gguf --type q5_0 --out x", &["q5_0", "q6_k"]);
     refused(folder, "export --checkpoint run --format gguf --out small.gguf", &["small.gguf", "there already"]);
+    refused(folder, "export --checkpoint run --format gguf --out absent/x", &["absent/x", "there is no folder absent"]);
     refused(folder, "import run --out hf", &["hf", "there already"]);
     refused(folder, "import absent --out x", &["absent", "does not exist"]);
     write(folder, "text.gguf", "plain text");
