@@ -108,6 +108,7 @@ pub struct LogProbs {
 }
 
 /// What a step brings.
+#[allow(clippy::large_enum_variant)] // a few in a step, which are taken apart at once
 pub enum Event {
     /// A token was drawn.
     Token {

@@ -142,7 +142,7 @@ impl Pages {
     /// There are too few pages; then nothing has changed.
     pub fn grow(&mut self, table: &mut PageTable, tokens: usize) -> Result<Option<PageCopy>, OutOfPages> {
         let end = table.tokens + tokens;
-        let partial = (tokens > 0 && !table.tokens.is_multiple_of(PAGE_TOKENS)).then(|| table.tokens / PAGE_TOKENS);
+        let partial = (tokens > 0 && !table.tokens.is_multiple_of(PAGE_TOKENS)).then_some(table.tokens / PAGE_TOKENS);
         let copied = partial.filter(|&at| self.page(table.pages[at]).owners > 1);
         let wanted = end.div_ceil(PAGE_TOKENS) - table.pages.len() + usize::from(copied.is_some());
         if wanted > self.available() {
@@ -176,7 +176,10 @@ impl Pages {
                     let content = ContentId(self.contents);
                     self.contents += 1;
                     self.index.insert(key, (content, page));
-                    self.pages[page.0 as usize].content = Some((content, key));
+                    // A page that was known under a prefix that was evicted since is known anew.
+                    if let Some((_, old)) = self.pages[page.0 as usize].content.replace((content, key)) {
+                        self.index.remove(&old);
+                    }
                     content
                 }
             };

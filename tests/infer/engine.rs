@@ -140,9 +140,10 @@ fn crowded(model: &Gpt, pages: usize) -> (u64, usize) {
                 Event::Failed { id, error } => panic!("{id:?}: {error:#}"),
             }
         }
-        if draw.below(25) == 0 && !ids.is_empty() {
+        if draw.below(5) == 0 && !ids.is_empty() {
             let id = ids[draw.below(ids.len())];
-            if engine.load() != [0, 0] && outcomes.get(&id).is_none_or(|outcome| outcome.finish.is_none()) {
+            let is_over = outcomes.get(&id).is_some_and(|outcome| outcome.finish.is_some());
+            if !is_over && !cancelled.contains(&id) {
                 assert!(engine.cancel(id).is_none(), "nothing was to be held");
                 cancelled.push(id);
             }

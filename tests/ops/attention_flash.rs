@@ -53,11 +53,7 @@ fn launch(ptx: &str, entry: &str, options: &Options) -> ptxsim::error::Result<Tr
         _ => ([vec![result(h * d), result((h + g) * d), q, k, v], saved.to_vec()].concat(), g),
     };
     args.push(scale);
-    args.extend(if entry.contains("fwd") {
-        vec![number(T), number(h), number(g), number(row), window]
-    } else {
-        vec![number(T), number(h), number(g), number(row), window]
-    });
+    args.extend([number(T), number(h), number(g), number(row), window]);
     let grid = [T.div_ceil(64) as u32, blocks_y as u32, 1];
     let geometry = Geometry { grid, block: [128, 1, 1], cluster: None, dynamic_bytes: 512 * d as u32 + 768 };
     let outcome = device.launch(&function, &geometry, &args, options)?;
