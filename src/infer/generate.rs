@@ -1,4 +1,4 @@
-//! Generates one sequence: prefill of the prompt, then a token at a time over a contiguous key/value cache.
+//! Generates one sequence: prefill of the prompt, then a token at a time over a cache of its own.
 
 use super::{Footprint, Sampler, reserve_arena};
 use crate::device::Device;

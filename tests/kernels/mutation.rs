@@ -181,12 +181,6 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             gemm(arena, &mut c.whole_mut(), a, b, WriteMode::Overwrite);
             bytes(&[&c])
         }
-        "gemm_rows" => {
-            let n = if kernel.contains("few") { 3 } else { 9 };
-            let mut y = Tensor::uninit(arena, [n, 20], dtype);
-            gemm_rows(&mut y.whole_mut(), None, &at(arena, dtype, &[n, 136]), &at(arena, dtype, &[20, 136]));
-            bytes(&[&y])
-        }
         "mlp" => {
             let [n, c, f] = [64, 136, 72];
             let (x, gate_up, down) =
@@ -208,13 +202,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
             bytes(&[&y, &d])
         }
-        "paged_attention" => {
-            // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.
-            let (heads, n, pages) = (Heads { h: 6, g: 1, d: 8 }, 300, (0..19).rev().collect::<Vec<u32>>());
-            let placement = Placement::new(arena, [(n - 1, 1, pages.as_slice())]);
-            let [k, v] = [(); 2].map(|()| at(arena, dtype, &[pages.len() * PAGE_TOKENS, 8]));
-            bytes(&[&paged_attention::attend(arena, &at(arena, dtype, &[1, 48]), [&k, &v], heads, &placement, None)])
-        }
+        "gemm_rows" | "paged_attention" => inference_scenario(kernel, arena, dtype),
         "lm_loss" => judged(arena, dtype),
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
@@ -226,6 +214,21 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
         "clip" => verdict_on_a_step(arena),
         other => memory_scenario(other, arena, dtype),
     }
+}
+
+/// [`scenario`] of what inference alone launches.
+fn inference_scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
+    if kernel.starts_with("gemm_rows") {
+        let n = if kernel.contains("few") { 3 } else { 9 };
+        let mut y = Tensor::uninit(arena, [n, 20], dtype);
+        gemm_rows(&mut y.whole_mut(), None, &at(arena, dtype, &[n, 136]), &at(arena, dtype, &[20, 136]));
+        return y.to_bytes();
+    }
+    // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.
+    let (heads, n, pages) = (Heads { h: 6, g: 1, d: 8 }, 300, (0..19).rev().collect::<Vec<u32>>());
+    let placement = Placement::new(arena, [(n - 1, 1, pages.as_slice())]);
+    let [k, v] = [(); 2].map(|()| at(arena, dtype, &[pages.len() * PAGE_TOKENS, 8]));
+    paged_attention::attend(arena, &at(arena, dtype, &[1, 48]), [&k, &v], heads, &placement, None).to_bytes()
 }
 
 /// [`scenario`] of the ops of a carried state.
