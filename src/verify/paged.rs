@@ -140,9 +140,14 @@ fn near(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) -> 
     Ok(())
 }
 
-/// Half a step of the numbers near 1, or what f64 loses in sums.
+/// The most that rounding changes, relative to the value, or what f64 loses in sums.
 fn unit(dtype: DType) -> f64 {
-    if dtype == DType::F64 { 1e-12 } else { super::unit(dtype) }
+    match dtype {
+        DType::F64 => 1e-12,
+        // Eight bits of significand.
+        DType::Bf16 => 2f64.powi(-8),
+        _ => super::unit(dtype),
+    }
 }
 
 /// A case with rows of one type over pools of another: all pieces in one pass behind what was cached before, then the same otherwise.
