@@ -12,7 +12,6 @@ use crate::tensor::{Arena, DType, Tensor};
 pub struct KvPool {
     /// Of each attention layer keys, rotated, and values: `[pages PAGE_TOKENS, G D]`.
     layers: Vec<Option<[Tensor; 2]>>,
-    pages: usize,
 }
 
 impl KvPool {
@@ -20,18 +19,7 @@ impl KvPool {
     pub fn new(device: Device, config: &ModelConfig, pages: usize, dtype: DType) -> KvPool {
         let shape = [pages * PAGE_TOKENS, config.kv_heads * config.head_dim];
         let layer = |layer| (!config.is_kda(layer)).then(|| [(); 2].map(|()| Tensor::owned_on(device, shape, dtype)));
-        KvPool { layers: (0..config.layers).map(layer).collect(), pages }
-    }
-
-    /// Bytes of a page over all layers.
-    pub fn page_bytes(config: &ModelConfig, dtype: DType) -> usize {
-        let layers = (0..config.layers).filter(|&layer| !config.is_kda(layer)).count();
-        layers * 2 * PAGE_TOKENS * config.kv_heads * config.head_dim * dtype.size_bytes()
-    }
-
-    /// Pages that there are.
-    pub fn pages(&self) -> usize {
-        self.pages
+        KvPool { layers: (0..config.layers).map(layer).collect() }
     }
 
     /// Keys and values of an attention layer.

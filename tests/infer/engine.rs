@@ -39,24 +39,29 @@ struct Outcome {
     finish: Option<Finish>,
 }
 
+/// Keeps what an event says; what an ended sequence leaves.
+fn note(event: Event, outcomes: &mut HashMap<RequestId, Outcome>) -> Option<Held> {
+    match event {
+        Event::Token { id, token, logprobs, .. } => {
+            let outcome = outcomes.entry(id).or_default();
+            outcome.tokens.push(token);
+            outcome.logprobs.extend(logprobs);
+            None
+        }
+        Event::Finished { id, finish, held } => {
+            outcomes.entry(id).or_default().finish = Some(finish);
+            held
+        }
+        Event::Failed { id, error } => panic!("{id:?}: {error:#}"),
+    }
+}
+
 /// Everything that has been submitted, to its end.
 fn run(engine: &mut Engine, outcomes: &mut HashMap<RequestId, Outcome>) -> Vec<Held> {
     let mut all_held = Vec::new();
     while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, logprobs, .. } => {
-                    let outcome = outcomes.entry(id).or_default();
-                    outcome.tokens.push(token);
-                    outcome.logprobs.extend(logprobs);
-                }
-                Event::Finished { id, finish, held } => {
-                    outcomes.entry(id).or_default().finish = Some(finish);
-                    all_held.extend(held);
-                }
-                Event::Failed { id, error } => panic!("{id:?}: {error:#}"),
-            }
-        }
+        let events = engine.step().unwrap();
+        all_held.extend(events.into_iter().filter_map(|event| note(event, outcomes)));
         engine.check_invariants(&all_held).unwrap();
     }
     all_held
@@ -130,15 +135,7 @@ fn crowded(model: &Gpt, pages: usize) -> (u64, usize) {
             next += 1;
         }
         for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, logprobs, .. } => {
-                    let outcome = outcomes.entry(id).or_default();
-                    outcome.tokens.push(token);
-                    outcome.logprobs.extend(logprobs);
-                }
-                Event::Finished { id, finish, .. } => outcomes.entry(id).or_default().finish = Some(finish),
-                Event::Failed { id, error } => panic!("{id:?}: {error:#}"),
-            }
+            assert!(note(event, &mut outcomes).is_none(), "nothing was to be held");
         }
         if draw.below(5) == 0 && !ids.is_empty() {
             let id = ids[draw.below(ids.len())];
