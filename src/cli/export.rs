@@ -2,8 +2,9 @@
 
 use super::import::refuse_existing;
 use super::output::print;
-use crate::formats::checkpoint::{Folder, LoadedModel, backbone, load_model, write_folder};
-use crate::formats::gguf::{self, Export};
+use crate::formats::checkpoint::{LoadedModel, backbone, load_model, write_folder};
+use crate::formats::gguf;
+use crate::formats::weights::Export;
 use crate::model::ModelConfig;
 use crate::tensor::{BlockType, DType};
 use crate::user_bail;
@@ -74,7 +75,7 @@ pub fn run(command: ExportCommand) -> anyhow::Result<()> {
             refuse_inexpressible(model.config())?;
             let kind = kind.unwrap_or(BlockType::F32);
             summary += &format!(" in {}", kind.name());
-            write_folder(&command.out, Folder { model, params, tokenizer, text, kind })?;
+            write_folder(&command.out, Export { model, params, tokenizer, text, kind })?;
         }
         Format::Gguf => {
             let kind = kind.unwrap_or(BlockType::F16);

@@ -1,7 +1,8 @@
 //! `import`: makes a checkpoint of ours out of a GGUF file or a Hugging Face folder.
 
 use super::output::print;
-use crate::formats::checkpoint::{Folder, load_model, write_folder};
+use crate::formats::checkpoint::{load_model, write_folder};
+use crate::formats::weights::Export;
 use crate::tensor::{BlockType, DType};
 use crate::user_bail;
 use clap::{Args, ValueEnum};
@@ -48,7 +49,7 @@ pub fn run(command: ImportCommand) -> anyhow::Result<()> {
         Stored::Bf16 => BlockType::Bf16,
     };
     let (model, tokenizer) = (&opened.model, opened.tokenizer.as_ref());
-    write_folder(&command.out, Folder { model, params: &opened.params, tokenizer, text: &opened.text, kind })?;
+    write_folder(&command.out, Export { model, params: &opened.params, tokenizer, text: &opened.text, kind })?;
     let config = model.config();
     let (layers, width, vocabulary) = (config.layers, config.width, config.vocab_size);
     let parameters = model.layout().elems() as f64 / 1e6;

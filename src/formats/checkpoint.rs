@@ -8,6 +8,7 @@ use super::gguf::{self, Gguf};
 use super::hf;
 use super::safetensors::{self, Named, Reader};
 use super::text_rules::TextRules;
+use super::weights::Export;
 use crate::device::Device;
 use crate::model::{Gpt, ModelConfig, Parts};
 use crate::tensor::{BlockType, DType, ParamId, Params, Tensor};
@@ -270,23 +271,12 @@ pub fn write_model(dir: &Path, model: &Gpt, params: &Params, tokenizer: &Tokeniz
     Ok(())
 }
 
-/// A model with what belongs to it, to be written as a folder that Hugging Face's programs and this one open.
-#[derive(Clone, Copy)]
-pub struct Folder<'a> {
-    pub model: &'a Gpt,
-    pub params: &'a Params,
-    pub tokenizer: Option<&'a Tokenizer>,
-    pub text: &'a TextRules,
-    /// Type of the weights: F32 or BF16.
-    pub kind: BlockType,
-}
-
-/// Writes a model's folder `target`, whole or not at all.
+/// Writes a model, in F32 or BF16, as the folder `target` that Hugging Face's programs and this one open: whole or not at all.
 ///
 /// # Errors
 /// What the disk refuses.
-pub fn write_folder(target: &Path, folder: Folder) -> anyhow::Result<()> {
-    let Folder { model, params, tokenizer, text, kind } = folder;
+pub fn write_folder(target: &Path, model: Export) -> anyhow::Result<()> {
+    let Export { model, params, tokenizer, text, kind } = model;
     let target = std::path::absolute(target)?;
     write_atomically(&target, |dir| {
         let ids = hf::SpecialIds { bos: text.bos, eos: text.eos.clone() };

@@ -4,9 +4,10 @@ use super::logits_of;
 use crate::infer::{random_params, save_checkpoint, small_model};
 use crate::tokenizer::small;
 use nanochat_gpu::error::is_user_error;
-use nanochat_gpu::formats::checkpoint::{Folder, load_model, write_folder};
+use nanochat_gpu::formats::checkpoint::{load_model, write_folder};
 use nanochat_gpu::formats::safetensors::{Named, Reader, write};
 use nanochat_gpu::formats::text_rules::TextRules;
+use nanochat_gpu::formats::weights::Export;
 use nanochat_gpu::tensor::{BlockType, DType, Tensor};
 use nanochat_gpu::tokenizer::{Codec, Pattern};
 use serde_json::{Value, json};
@@ -171,7 +172,7 @@ fn a_folder_that_we_write_is_the_same_model_and_rules() {
     for kind in [BlockType::F32, BlockType::Bf16] {
         let target = folder.path().join(kind.name());
         let tokenizer = Some(&tokenizer);
-        write_folder(&target, Folder { model: &model, params: &params, tokenizer, text: &text, kind }).unwrap();
+        write_folder(&target, Export { model: &model, params: &params, tokenizer, text: &text, kind }).unwrap();
         let back = load_model(&target, DType::F32).unwrap();
         assert_eq!(back.model.config(), model.config());
         assert_eq!(back.text, text);

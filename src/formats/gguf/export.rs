@@ -5,23 +5,13 @@ use super::tokenizer::{PATTERN_KEY, WHOLE_PIECES_KEY, pattern_name, token_type};
 use super::write::{Metadata, Planned, write};
 use crate::device::Device;
 use crate::formats::text_rules::TextRules;
-use crate::model::{Gpt, ModelConfig};
-use crate::tensor::{BlockType, ParamId, Params, Tensor};
+use crate::formats::weights::Export;
+use crate::model::ModelConfig;
+use crate::tensor::{BlockType, ParamId, Tensor};
 use crate::tokenizer::{Codec, Tokenizer, to_alphabet};
 use crate::user_bail;
 use rayon::prelude::*;
 use std::path::Path;
-
-/// A model to be written, with what belongs to it.
-#[derive(Clone, Copy)]
-pub struct Export<'a> {
-    pub model: &'a Gpt,
-    pub params: &'a Params,
-    pub tokenizer: Option<&'a Tokenizer>,
-    pub text: &'a TextRules,
-    /// The type of matrices; vectors are always F32, and rows that blocks do not divide F16.
-    pub kind: BlockType,
-}
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +21,7 @@ pub struct Exported {
     pub notes: Vec<String>,
 }
 
-/// Writes `path`; the file appears complete or not at all.
+/// Writes `path`, matrices in the type of `model`, vectors as F32 and rows that blocks do not divide as F16; the file appears complete or not at all.
 ///
 /// # Errors
 /// What GGUF has no word for, weights that the type cannot hold, and what the disk refuses.

@@ -11,7 +11,7 @@ mod tokenizer;
 mod write;
 
 pub use cursor::Value;
-pub use export::{Export, Exported, export};
+pub use export::{Exported, export};
 pub use model::{Checkpoint, RowOrder};
 
 use crate::tensor::BlockType;
