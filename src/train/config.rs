@@ -226,8 +226,12 @@ impl Layers {
         };
         let mut model = resolve_model(model, depth, vocab_size, seq_len)?;
         // Its decoder goes over the whole vocabulary: in a narrow model 256 would cost as much as half the head.
-        if let Value::Table(latent) = parts.entry("latent").or_insert_with(|| Value::Table(Table::new())) {
-            fill(latent, "width", || LATENT_WIDTH_MAX.min(model.width / 2).max(1) as i64);
+        // A part that is off keeps the defaults, which a checkpoint need not name.
+        match parts.get_mut("latent") {
+            Some(Value::Table(latent)) if latent.get("enabled") == Some(&Value::Boolean(true)) => {
+                fill(latent, "width", || LATENT_WIDTH_MAX.min(model.width / 2).max(1) as i64);
+            }
+            _ => {}
         }
         model.parts = typed("the tables of the parts", &Value::Table(parts))?;
         let memory = &mut model.parts.memory;

@@ -214,9 +214,9 @@ fn the_latents_width_follows_from_the_models() {
         keys.iter().for_each(|key| layers.set(key).unwrap());
         layers.resolve(300).unwrap().model.parts.latent.width
     };
-    assert_eq!([of(&["model.depth=4"]), of(&["model.depth=12"])], [128, 256]);
-    assert_eq!(of(&["model.depth=4", "latent.enabled=true"]), 128);
-    assert_eq!(of(&["model.depth=4", "latent.width=256"]), 256);
+    let on = "latent.enabled=true";
+    assert_eq!([of(&["model.depth=4", on]), of(&["model.depth=12", on])], [128, 256]);
+    assert_eq!(of(&["model.depth=4", on, "latent.width=256"]), 256);
 }
 
 #[test]
