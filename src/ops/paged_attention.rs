@@ -287,44 +287,156 @@ impl<E: Elem, P: Elem<Acc = E::Acc>> Attention<'_, E, P> {
     #[inline(always)]
     fn row_and_group(&self, out: &SharedMut<E>, i: usize, group: usize) {
         let Heads { h, g, d } = self.heads;
-        let (shared, position) = (h / g, self.positions[i] as usize);
+        let (shared, at) = (h / g, i * h * d + group * (h / g) * d);
+        // SAFETY: this task alone writes these heads of this row.
+        let out = unsafe { out.slice(at, shared * d) };
+        let heads = self.q[at..at + shared * d].chunks(HEADS * d).zip(out.chunks_mut(HEADS * d));
+        for (q, out) in heads {
+            match q.len() / d {
+                1 => self.heads::<1>(out, q, i, group),
+                2 => self.heads::<2>(out, q, i, group),
+                3 => self.heads::<3>(out, q, i, group),
+                _ => self.heads::<HEADS>(out, q, i, group),
+            }
+        }
+    }
+
+    /// Some of these heads: `q` and `out` `[SHARED, D]`.
+    #[inline(always)]
+    fn heads<const SHARED: usize>(&self, out: &mut [E], q: &[E], i: usize, group: usize) {
+        let (Heads { g, d, .. }, position) = (self.heads, self.positions[i] as usize);
         let table = &self.tables[self.sequences[i] as usize * self.pages..][..self.pages];
-        let at = i * h * d + group * shared * d;
-        let q = &self.q[at..at + shared * d];
         let scale = E::Acc::from_f64(1.0 / (d as f64).sqrt());
+        let mut queries = vec![[[E::Acc::ZERO; VECTOR]; SHARED]; d.div_ceil(VECTOR)];
+        for (head, q) in q.chunks_exact(d).enumerate() {
+            for (k, q) in q.iter().enumerate() {
+                queries[k / VECTOR][head][k % VECTOR] = q.load() * scale;
+            }
+        }
+        let mut sums = vec![[[E::Acc::ZERO; VECTOR]; SHARED]; queries.len()];
+        let mut peaks_and_weights = [(E::Acc::NEG_INFINITY, E::Acc::ZERO); SHARED];
         let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let mut acc = vec![E::Acc::ZERO; shared * d];
-        let mut peaks_and_sums = vec![(E::Acc::NEG_INFINITY, E::Acc::ZERO); shared];
-        let mut scores = [E::Acc::ZERO; BLOCK_KEYS];
         let mut rows = [0; BLOCK_KEYS];
         for block in first / BLOCK_KEYS..=position / BLOCK_KEYS {
             let keys = first.max(block * BLOCK_KEYS)..(position + 1).min((block + 1) * BLOCK_KEYS);
-            let scores = &mut scores[..keys.len()];
+            let rows = &mut rows[..keys.len()];
             for (row, key) in rows.iter_mut().zip(keys) {
                 let slot = table[key / PAGE_TOKENS] as usize * PAGE_TOKENS + key % PAGE_TOKENS;
                 *row = (slot * g + group) * d;
             }
-            let heads = q.chunks_exact(d).zip(acc.chunks_exact_mut(d)).zip(&mut peaks_and_sums);
-            for ((q, acc), (peak, sum)) in heads {
-                for (score, &row) in scores.iter_mut().zip(&rows) {
-                    *score = sum_zip(q, &self.k[row..row + d], |q, k, sum: E::Acc| q.load().mul_add(k.load(), sum));
-                }
-                let new_peak = peak.max(max_of(scores) * scale);
-                let correction = (*peak - new_peak).exp();
-                scores.iter_mut().for_each(|score| *score = score.mul_add(scale, -new_peak).exp());
-                *sum = *sum * correction + sum_zip(scores, scores, |score, _, sum: E::Acc| sum + score);
-                *peak = new_peak;
-                acc.iter_mut().for_each(|a| *a *= correction);
-                for (&p, &row) in scores.iter().zip(&rows) {
-                    acc.iter_mut().zip(&self.v[row..row + d]).for_each(|(a, v)| *a = p.mul_add(v.load(), *a));
+            self.block(&mut sums, &mut peaks_and_weights, &queries, rows);
+        }
+        for (head, out) in out.chunks_exact_mut(d).enumerate() {
+            let inverse = E::Acc::ONE / peaks_and_weights[head].1;
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = E::store(sums[k / VECTOR][head][k % VECTOR] * inverse);
+            }
+        }
+    }
+
+    /// Scaled queries meet a block of keys, which begin at `rows` of the pool: of each its running sum of values, and its peak and sum of
+    /// weights.
+    #[inline(always)]
+    fn block<const SHARED: usize>(
+        &self,
+        sums: &mut [[[E::Acc; VECTOR]; SHARED]],
+        peaks_and_weights: &mut [(E::Acc, E::Acc); SHARED],
+        queries: &[[[E::Acc; VECTOR]; SHARED]],
+        rows: &[usize],
+    ) {
+        let d = self.heads.d;
+        let mut parts = [[[E::Acc::ZERO; VECTOR]; SHARED]; BLOCK_KEYS];
+        for (parts, &row) in parts.iter_mut().zip(rows) {
+            dot_parts(parts, queries, &self.k[row..row + d]);
+        }
+        let mut scores = [[E::Acc::ZERO; BLOCK_KEYS]; SHARED];
+        for (head, (peak, weight)) in peaks_and_weights.iter_mut().enumerate() {
+            let scores = &mut scores[head][..rows.len()];
+            for (score, parts) in scores.iter_mut().zip(&parts) {
+                let p = &parts[head];
+                *score = ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]));
+            }
+            let new_peak = peak.max(max_of(scores));
+            let correction = (*peak - new_peak).exp();
+            scores.iter_mut().for_each(|score| *score = (*score - new_peak).exp());
+            *weight = *weight * correction + sum_zip(scores, scores, |score, _, sum: E::Acc| sum + score);
+            *peak = new_peak;
+            sums.iter_mut().flat_map(|vector| &mut vector[head]).for_each(|sum| *sum *= correction);
+        }
+        let value = |row: usize| &self.v[row..row + d];
+        let (fours, rest) = rows.as_chunks::<4>();
+        for (i, &[r0, r1, r2, r3]) in fours.iter().enumerate() {
+            add_values(sums, &scores, 4 * i, [value(r0), value(r1), value(r2), value(r3)]);
+        }
+        for (i, &row) in rest.iter().enumerate() {
+            add_values(sums, &scores, 4 * fours.len() + i, [value(row)]);
+        }
+    }
+}
+
+/// A vector of f32.
+const VECTOR: usize = 8;
+/// Query heads that meet a key or a value together: their sums and what they meet fill the registers.
+const HEADS: usize = 4;
+
+/// The products of a key `[D]` with queries, each in eight parts to be added up. What is behind the end of the queries is zero.
+#[inline(always)]
+fn dot_parts<const SHARED: usize, F: Float, P: Elem<Acc = F>>(
+    parts: &mut [[F; VECTOR]; SHARED],
+    queries: &[[[F; VECTOR]; SHARED]],
+    key: &[P],
+) {
+    // Plain loops over arrays, and sums that end in memory: `map` is not always inlined, and a sum across them would tear the vectors.
+    let mut sums = [[F::ZERO; VECTOR]; SHARED];
+    let (vectors, rest) = key.as_chunks::<VECTOR>();
+    for (queries, key) in queries.iter().zip(vectors) {
+        for head in 0..SHARED {
+            for lane in 0..VECTOR {
+                sums[head][lane] = queries[head][lane].mul_add(key[lane].load(), sums[head][lane]);
+            }
+        }
+    }
+    *parts = sums;
+    if !rest.is_empty() {
+        let queries = &queries[vectors.len()];
+        for (parts, queries) in parts.iter_mut().zip(queries) {
+            parts.iter_mut().zip(queries).zip(rest).for_each(|((sum, &q), k)| *sum = q.mul_add(k.load(), *sum));
+        }
+    }
+}
+
+/// Adds the values `[KEYS, D]` of the keys of a block from `first` on, one after the other, to the sums of heads that gave them these
+/// weights.
+#[inline(always)]
+fn add_values<const SHARED: usize, const KEYS: usize, F: Float, P: Elem<Acc = F>>(
+    sums: &mut [[[F; VECTOR]; SHARED]],
+    weights: &[[F; BLOCK_KEYS]; SHARED],
+    first: usize,
+    values: [&[P]; KEYS],
+) {
+    let mut of_keys = [[F::ZERO; KEYS]; SHARED];
+    for (of_keys, weights) in of_keys.iter_mut().zip(weights) {
+        of_keys.copy_from_slice(&weights[first..first + KEYS]);
+    }
+    let whole = values[0].len() / VECTOR;
+    for (i, sums) in sums.iter_mut().enumerate().take(whole) {
+        let mut now = *sums;
+        for key in 0..KEYS {
+            let value = &values[key].as_chunks::<VECTOR>().0[i];
+            for head in 0..SHARED {
+                for lane in 0..VECTOR {
+                    now[head][lane] = of_keys[head][key].mul_add(value[lane].load(), now[head][lane]);
                 }
             }
         }
-        // SAFETY: this task alone writes these heads of this row.
-        let out = unsafe { out.slice(at, shared * d) };
-        for ((out, acc), (_, sum)) in out.chunks_exact_mut(d).zip(acc.chunks_exact(d)).zip(&peaks_and_sums) {
-            let inverse = E::Acc::ONE / *sum;
-            out.iter_mut().zip(acc).for_each(|(out, &acc)| *out = E::store(acc * inverse));
+        *sums = now;
+    }
+    for sums in &mut sums[whole..] {
+        for (sums, weights) in sums.iter_mut().zip(of_keys) {
+            for (value, weight) in values.iter().zip(weights) {
+                let rest = &value[whole * VECTOR..];
+                sums.iter_mut().zip(rest).for_each(|(sum, v)| *sum = weight.mul_add(v.load(), *sum));
+            }
         }
     }
 }
