@@ -191,7 +191,9 @@ impl<'a> Tape<'a> {
     pub fn embedding(&mut self, table: ParamId, tokens: &Tensor) -> Var {
         let y = match self.weight(table) {
             Weight::Dense(values) | Weight::ByRows(values) => embedding::forward(self.arena, &values, tokens),
-            Weight::Packed(values) => embedding::forward_packed(self.arena, &values[0], tokens, self.params.dtype()),
+            Weight::Packed(values) => {
+                embedding::forward_packed(self.arena, &values.matrices[0], tokens, self.params.dtype())
+            }
         };
         let y = self.var(y);
         self.record(|| Node::Embedding { y: y.id, table, tokens: tokens.clone() });
@@ -358,7 +360,7 @@ impl<'a> Tape<'a> {
             Weight::Dense(matrix) | Weight::ByRows(matrix) => matrix,
             Weight::Packed(head) => {
                 assert!(low_rank.is_none(), "a packed head with a product of low rank");
-                let judged = lm_loss::judge_packed(self.arena, &x.value, &head[0], targets, softcap, report);
+                let judged = lm_loss::judge_packed(self.arena, &x.value, head, targets, softcap, report);
                 return (judged.losses, judged.errors);
             }
         };

@@ -6,7 +6,7 @@
 use crate::device::Device;
 use crate::device::cpu::{Mat, SharedMut, Threads, WriteMode, dot, matmul, simd};
 use crate::device::gemm::{Operand, gemm, gemm_onto, gemm_rows};
-use crate::device::packed::{self, PackedMatrix};
+use crate::device::packed::{self, PackedWeight};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Tensor, TensorMut, Weight};
 use rayon::prelude::*;
@@ -39,19 +39,19 @@ pub fn forward_by(arena: &Arena, x: &Tensor, weight: &Weight, residual: Option<&
     match weight {
         Weight::Dense(weight) => product(arena, x, weight, residual),
         Weight::ByRows(weight) => product_by_rows(arena, x, weight, residual),
-        Weight::Packed(matrices) => packed_product(arena, x, matrices, residual),
+        Weight::Packed(weight) => packed_product(arena, x, *weight, residual),
     }
 }
 
 /// On the processor, in f32.
-fn packed_product(arena: &Arena, x: &Tensor, matrices: &[PackedMatrix], residual: Option<&Tensor>) -> Tensor {
+fn packed_product(arena: &Arena, x: &Tensor, weight: PackedWeight, residual: Option<&Tensor>) -> Tensor {
     assert_eq!(x.device(), Device::Cpu, "packed weights lie on the processor");
-    let ([n, _], o) = (x.shape().rows_cols(), matrices.iter().map(|matrix| matrix.dims()[0]).sum::<usize>());
+    let ([n, _], o) = (x.shape().rows_cols(), weight.matrices.iter().map(|matrix| matrix.dims()[0]).sum::<usize>());
     let (mut y, mode) = match residual {
         None => (Tensor::uninit(arena, [n, o], DType::F32), WriteMode::Overwrite),
         Some(residual) => (residual.cast(arena, DType::F32).into_unique(arena), WriteMode::Accumulate),
     };
-    packed::product(y.as_mut_slice(), x.cast(arena, DType::F32).as_slice(), matrices, mode);
+    packed::product(y.as_mut_slice(), x.cast(arena, DType::F32).as_slice(), weight, mode);
     y.cast(arena, x.dtype())
 }
 

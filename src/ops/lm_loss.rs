@@ -13,7 +13,7 @@ use crate::device::cpu::{Mat, Threads, WriteMode, matmul, max_of, simd, sum_zip}
 use crate::device::gemm::{Operand, gemm};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid, Ptr, PtrMut};
-use crate::device::packed::{self, PackedMatrix};
+use crate::device::packed::{self, PackedWeight};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Float, Scale, Tensor, TensorMut};
 use rayon::prelude::*;
@@ -189,12 +189,12 @@ pub fn judge(
 pub fn judge_packed(
     arena: &Arena,
     x: &Tensor,
-    head: &PackedMatrix,
+    head: PackedWeight,
     targets: &Tensor,
     softcap: Option<f64>,
     report: Report,
 ) -> Judged {
-    let ([n, c], [v, _]) = (x.shape().rows_cols(), head.dims());
+    let ([n, c], [v, _]) = (x.shape().rows_cols(), head.matrices[0].dims());
     let targets = targets.as_slice::<u32>();
     assert!(targets.len() == n && targets.iter().all(|&t| t == IGNORE || (t as usize) < v), "{n} targets below {v}");
     let rows = chunk_rows(v, false).min(n);
@@ -205,7 +205,7 @@ pub fn judge_packed(
         let chunk = start..(start + rows).min(n);
         let logits = &mut logits.as_mut_slice::<f32>()[..chunk.len() * v];
         let x = &x.as_slice::<f32>()[chunk.start * c..chunk.end * c];
-        packed::product(logits, x, std::slice::from_ref(head), WriteMode::Overwrite);
+        packed::product(logits, x, head, WriteMode::Overwrite);
         let told = (&mut losses.as_mut_slice()[chunk.clone()], &mut errors.as_mut_slice()[chunk.clone()]);
         loss_rows(logits, &targets[chunk], told, softcap.map(|cap| cap as f32), None);
     }

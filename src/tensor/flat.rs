@@ -6,7 +6,7 @@
 use super::packed::{Packed, Weight};
 use super::{BlockType, DType, Shape, Tensor, TensorMut};
 use crate::device::Device;
-use crate::device::packed::PackedMatrix;
+use crate::device::packed::{ActivationBits, PackedMatrix, PackedWeight};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -167,6 +167,7 @@ pub struct Params {
     master: Tensor,
     rounded: Option<Tensor>,
     packed: Option<Arc<Packed>>,
+    activation_bits: ActivationBits,
 }
 
 impl Params {
@@ -196,7 +197,7 @@ impl Params {
     fn flat(layout: Arc<Layout>, dtype: DType, elems: usize, packed: Option<Arc<Packed>>) -> Params {
         let master = Tensor::owned([elems], dtype.accumulator());
         let rounded = (dtype != dtype.accumulator()).then(|| Tensor::owned([elems], dtype));
-        Params { layout, master, rounded, packed }
+        Params { layout, master, rounded, packed, activation_bits: ActivationBits::default() }
     }
 
     /// These parameters on `device`; a GPU gets packed ones dequantised. By value: on the device where they lie already they stay the
@@ -205,8 +206,13 @@ impl Params {
         if self.packed.is_some() && device.is_gpu() {
             return self.dequantised().to(device);
         }
-        let rounded = self.rounded.map(|rounded| rounded.to(device));
-        Params { layout: self.layout, master: self.master.to(device), rounded, packed: self.packed }
+        let (master, rounded) = (self.master.to(device), self.rounded.map(|rounded| rounded.to(device)));
+        Params { master, rounded, ..self }
+    }
+
+    /// The same, where products with quantised weights see the other operand so finely.
+    pub fn with_activation_bits(self, activation_bits: ActivationBits) -> Params {
+        Params { activation_bits, ..self }
     }
 
     /// Whether some are packed.
@@ -285,7 +291,7 @@ impl Params {
     pub fn weight(&self, span: impl Into<Span>) -> Weight<'_> {
         let span = span.into();
         match self.stack(span) {
-            Some(matrices) => Weight::Packed(matrices),
+            Some(matrices) => Weight::Packed(PackedWeight { matrices, bits: self.activation_bits }),
             None => Weight::Dense(self.view(span)),
         }
     }

@@ -1,7 +1,7 @@
 //! Parameters that stay as a file stores them, beside the flat buffer: matrices in blocks, for inference on the processor.
 
 use super::{Layout, ParamId, Span, Tensor};
-use crate::device::packed::PackedMatrix;
+use crate::device::packed::{PackedMatrix, PackedWeight};
 use crate::user_bail;
 
 /// A weight `[O, I]` as products take it.
@@ -11,8 +11,8 @@ pub enum Weight<'a> {
     Dense(Tensor),
     /// The same, to be multiplied so that no row of the product depends on how many there are.
     ByRows(Tensor),
-    /// One matrix or several, whose rows lie below each other; no row of the product depends on how many there are.
-    Packed(&'a [PackedMatrix]),
+    /// As a file stores it; no row of the product depends on how many there are.
+    Packed(PackedWeight<'a>),
 }
 
 /// Which parameters are packed, and where the others lie in a flat buffer without them.

@@ -1,7 +1,8 @@
 //! A real model answers: prompts by its own template and greedy answers token for token as `transformers` gives them (tests/reference).
 
 use crate::formats::smollm2;
-use nanochat_gpu::formats::checkpoint::load_model;
+use nanochat_gpu::device::Device;
+use nanochat_gpu::formats::checkpoint::{LoadedModel, load_for_inference, load_model};
 use nanochat_gpu::infer::{Answer, ChatFormat, Engine, EngineOptions, Event, Sampler, SamplerOptions, Submission};
 use nanochat_gpu::tensor::DType;
 use nanochat_gpu::tokenizer::Message;
@@ -14,9 +15,20 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn five_answers_at_once_are_those_of_transformers() {
+    five_answers(load_model(&smollm2(), DType::F32).unwrap());
+}
+
+/// As `chat` opens it: weights in the blocks of the file, activations of 16 bits.
+#[test]
+fn five_answers_out_of_quantised_weights_are_those_of_transformers() {
+    let opened = load_for_inference(&smollm2(), DType::F32, Device::Cpu).unwrap();
+    assert!(opened.params.has_packed());
+    five_answers(opened);
+}
+
+fn five_answers(opened: LoadedModel) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/smollm2_135m_q4_1.json");
     let reference: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let opened = load_model(&smollm2(), DType::F32).unwrap();
     let (tokenizer, text) = (opened.tokenizer.as_ref().unwrap(), &opened.text);
     let format = ChatFormat::new(tokenizer, text.template.as_deref(), [text.bos, text.eos.first().copied()]).unwrap();
     let options = EngineOptions::new(opened.model.config(), DType::F32, 5, Some(5 * 200));

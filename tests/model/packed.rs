@@ -1,7 +1,7 @@
 //! Models whose matrices stay as a file stores them, against the same values in the flat buffer.
 
 use super::gpt::random_params;
-use nanochat_gpu::device::packed::PackedMatrix;
+use nanochat_gpu::device::packed::{ActivationBits, PackedMatrix};
 use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::model::gpt::{Recompute, Rows, log_sum};
 use nanochat_gpu::model::{Gpt, KvCache, ModelConfig};
@@ -57,17 +57,25 @@ fn relative(got: &[f64], want: &[f64]) -> f64 {
 fn a_packed_model_says_what_its_dequantised_self_says() {
     use BlockType::*;
     let model = Gpt::new(config(), DType::F32).unwrap();
-    // Weights of single elements meet the same activations; beside quantised ones a product loses half a percent (`device::packed`), and
-    // nine lie behind each other.
-    for (kinds, most) in [(&[F32, Bf16, F16][..], 1e-5), (&[Q8_0][..], 3e-2), (&[Q4_1, Q8_0, Q4_0][..], 3e-2)] {
-        let params = packed_params(&model, kinds);
+    // Weights of single elements meet the same activations; with 8 bits a product with quantised ones loses half a percent, with
+    // 16 a 254th of that (`device::packed`), and nine lie behind each other.
+    let mixed = [Q4_1, Q8_0, Q4_0];
+    let (eight, sixteen) = (ActivationBits::Eight, ActivationBits::Sixteen);
+    for (kinds, bits, most) in [
+        (&[F32, Bf16, F16][..], eight, 1e-5),
+        (&[Q8_0], eight, 3e-2),
+        (&mixed, eight, 3e-2),
+        (&[Q8_0], sixteen, 3e-2 / 254.0),
+        (&mixed, sixteen, 3e-2 / 254.0),
+    ] {
+        let params = packed_params(&model, kinds).with_activation_bits(bits);
         let vectors: usize =
             model.layout().entries().iter().filter(|e| e.shape.rank() == 1).map(|e| e.shape.elems()).sum();
         assert_eq!(params.master().elems(), vectors, "packed matrices take no room in the flat buffer");
         let dense = params.dequantised();
         assert!(params.has_packed() && !dense.has_packed());
         let err = relative(&logits(&model, &params), &logits(&model, &dense));
-        assert!(err <= most, "{kinds:?}: logits differ by {err}");
+        assert!(err <= most, "{kinds:?} {bits:?}: logits differ by {err}");
     }
 }
 
@@ -110,11 +118,11 @@ fn pieces_of_a_sequence_do_not_change_a_bit() {
         for pieces in [&[1; 12][..], &[5, 7], &[2, 9, 1]] {
             assert_eq!(logits_in_pieces(&model, &params, pieces), at_once, "{kinds:?} in pieces of {pieces:?}");
         }
-        // Over whole rows attention sums in another order; what it rounds otherwise may tip the rounding of an activation.
+        // Over whole rows attention sums in another order; what it rounds otherwise may tip the last bit of an activation.
         let arena = Arena::new(1 << 24).unwrap();
         let rows = Rows::new(&arena, &integers("tokens", 12, 203), 12, None);
         let err = relative(&model.logits(&mut Tape::inference(&arena, &params), &rows).to_f64(), &at_once);
-        assert!(err <= 1e-2, "{kinds:?}: logits differ by {err}");
+        assert!(err <= 1e-4, "{kinds:?}: logits differ by {err}");
     }
 }
 
@@ -190,5 +198,5 @@ fn what_is_not_packed_is_viewed_as_ever() {
         assert_eq!(params.view(id).to_f64(), dense.view(id).to_f64(), "{}", model.layout().entry(id).name);
         assert!(matches!(params.weight(id), Weight::Dense(_)));
     }
-    assert!(matches!(params.weight(model.embedding()), Weight::Packed([_])));
+    assert!(matches!(params.weight(model.embedding()), Weight::Packed(weight) if weight.matrices.len() == 1));
 }

@@ -21,7 +21,7 @@ pub struct BlockScale {
     pub sum: i32,
 }
 
-/// Rows `[n, i]` in blocks along a row.
+/// Rows `[n, i]` in blocks along a row; of a row of activations one, or several whose sum it is.
 #[derive(Clone, Copy)]
 pub struct Quantised<'a> {
     /// `[n, i]`, from -127 to 127.
@@ -49,42 +49,52 @@ thread_local! {
     static SCRATCH: Cell<(Vec<i8>, Vec<BlockScale>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
-/// Elements above which rows are quantised by all threads.
-const PARALLEL_ELEMS: usize = 1 << 15;
+/// Elements of a task: fewer are not worth another thread.
+const TASK_ELEMS: usize = 1 << 15;
 
-/// Runs `work` with the rows `x [n, cols]` quantised, in memory that the thread keeps between calls.
-pub fn with_quantised<R>(x: &[f32], cols: usize, work: impl FnOnce(Quantised) -> R) -> R {
+/// Runs `work` with the rows `x [n, cols]` quantised to `terms` rows each, in memory that the thread keeps between calls. The second
+/// row of a row is of what the first leaves, and so on.
+pub fn with_quantised<R>(x: &[f32], cols: usize, terms: usize, work: impl FnOnce(Quantised) -> R) -> R {
     assert!(
         cols.is_multiple_of(BLOCK) && x.len().is_multiple_of(cols.max(1)),
         "{} elements in rows of {cols}",
         x.len()
     );
     let (mut q, mut scales) = SCRATCH.take();
-    let (elems, blocks) = (x.len(), x.len() / BLOCK);
+    let (elems, blocks) = (x.len() * terms, x.len() * terms / BLOCK);
     if q.len() < elems {
         q.resize(elems, 0);
         scales.resize(blocks, BlockScale::default());
     }
-    if elems < PARALLEL_ELEMS {
-        quantise(&mut q[..elems], &mut scales[..blocks], x);
+    if elems < TASK_ELEMS {
+        quantise(&mut q[..elems], &mut scales[..blocks], x, cols);
     } else {
-        let tasks =
-            q[..elems].par_chunks_mut(PARALLEL_ELEMS).zip(scales[..blocks].par_chunks_mut(PARALLEL_ELEMS / BLOCK));
-        tasks.zip(x.par_chunks(PARALLEL_ELEMS)).for_each(|((q, scales), x)| quantise(q, scales, x));
+        let task = (TASK_ELEMS / cols).max(1) * cols;
+        let quantised = q[..elems].par_chunks_mut(task * terms);
+        let quantised = quantised.zip(scales[..blocks].par_chunks_mut(task * terms / BLOCK));
+        quantised.zip(x.par_chunks(task)).for_each(|((q, scales), x)| quantise(q, scales, x, cols));
     }
     let result = work(Quantised { q: &q[..elems], scales: &scales[..blocks], cols });
     SCRATCH.set((q, scales));
     result
 }
 
-/// Whole blocks.
-fn quantise(q: &mut [i8], scales: &mut [BlockScale], x: &[f32]) {
+/// Whole rows; as many rows of `q` for a row of `x` as go in.
+fn quantise(q: &mut [i8], scales: &mut [BlockScale], x: &[f32], cols: usize) {
+    let (terms, blocks) = (q.len() / x.len().max(1), cols / BLOCK);
+    let (q, scales) = (q.as_chunks_mut::<BLOCK>().0, scales);
     simd(
         #[inline(always)]
         || {
-            let blocks = q.as_chunks_mut::<BLOCK>().0.iter_mut().zip(x.as_chunks::<BLOCK>().0);
-            for ((q, x), scale) in blocks.zip(scales) {
-                *scale = quantise_block(q, x);
+            let rows = q.chunks_exact_mut(terms * blocks).zip(scales.chunks_exact_mut(terms * blocks));
+            for ((q, scales), x) in rows.zip(x.chunks_exact(cols)) {
+                for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+                    let mut left = *x;
+                    for at in (block..terms * blocks).step_by(blocks) {
+                        scales[at] = quantise_block(&mut q[at], &left);
+                        left.iter_mut().zip(&q[at]).for_each(|(left, &q)| *left -= scales[at].d * f32::from(q));
+                    }
+                }
             }
         },
     );
