@@ -1,4 +1,4 @@
-// f32 <-> bf16 (PTX ISA 9.7.9.22, cvt; packed form from sm_80 on). Rounds to nearest, ties to even; NaN stays NaN.
+// f32 <-> bf16, and f16 -> f32 (PTX ISA 9.7.9.22, cvt; packed form from sm_80 on). Rounds to nearest, ties to even; NaN stays NaN.
 #pragma once
 
 #include "../common/types.cuh"
@@ -25,4 +25,11 @@ __device__ __forceinline__ float from_bf16_high(u32 word) {
 
 __device__ __forceinline__ float from_bf16(bf16 x) {
     return from_bf16_low(x.bits);
+}
+
+// The f16 whose bits these are; exact.
+__device__ __forceinline__ float from_f16(u16 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
 }

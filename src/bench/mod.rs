@@ -124,8 +124,7 @@ pub fn rows(size: Size, on: Option<Capability>) -> Vec<Row> {
     };
     let has_wgmma = on.is_some_and(|capability| modules::best("gemm_wgmma", capability).is_some());
     let wgmma = if has_wgmma { products::wgmma_rows(size) } else { Vec::new() };
-    // Without a GPU, what only the processor does.
-    let packed = if on.is_none() { packed::rows(size) } else { Vec::new() };
+    let packed = if on.is_none() { packed::rows(size) } else { packed::card_rows(size) };
     of(DType::Bf16).chain(wgmma).chain(of(DType::F32)).chain(packed).collect()
 }
 

@@ -1,10 +1,15 @@
-//! Products with weights that stay as a file stores them, on the processor alone: a row of a large head, several rows, and a prompt.
+//! Products with weights that stay as a file stores them: on the processor a row of a large head, several rows, and a prompt; on a GPU the
+//! same by its kernels.
 
 use super::{Row, Size, Work};
+use crate::device::Device;
 use crate::device::cpu::WriteMode;
+use crate::device::packed::gpu::to_gpu;
 use crate::device::packed::{ActivationBits, PackedMatrix, PackedWeight, product};
-use crate::tensor::{BlockType, DType, Tensor};
+use crate::ops::linear;
+use crate::tensor::{BlockType, DType, Tensor, Weight};
 use crate::verify::made_blocks;
+use half::bf16;
 
 pub(super) fn rows(size: Size) -> Vec<Row> {
     let host = vec![[1, 576, 49_152], [8, 576, 49_152], [256, 576, 3072]];
@@ -19,6 +24,36 @@ pub(super) fn rows(size: Size) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// Rows of kernels that read packed weights: those of bf16 by rows, at the same sizes (`products`).
+pub(super) fn card_rows(size: Size) -> Vec<Row> {
+    let [o, k] = size.of([80, 160], [1152, 384], [4096, 4096]);
+    let kinds = [BlockType::Q4_0, BlockType::Q4_1, BlockType::Q8_0];
+    let few = ["few_q4_0", "few_q4_1", "few_q8_0"];
+    let many = ["many_q4_0", "many_q4_1", "many_q8_0"];
+    let of = |n: usize, names: [&'static str; 3]| {
+        names.into_iter().zip(kinds).map(move |(name, kind)| card_row((name, kind), [n, k, o]))
+    };
+    of(1, few).chain(of(8, few)).chain(of(size.of(70, 256, 256), many)).collect()
+}
+
+fn card_row((name, kind): (&'static str, BlockType), [n, i, o]: [usize; 3]) -> Row {
+    let bytes = size_of::<bf16>() * n * (i + o) + o * kind.row_bytes(i).expect("whole blocks");
+    let work = Work { bytes, flops: if name.starts_with("many") { 2 * n * i * o } else { 0 }, tokens: 0 };
+    let extents = [("N", n), ("O", o), ("K", i)];
+    Row::new(["gemm_packed", "fwd", name], DType::Bf16, &extents, work, move |stage| {
+        let matrix = PackedMatrix::new(kind, [o, i], &made_blocks(name, kind, [o, i])).expect("whole blocks");
+        let (x, arena) = (stage.normals([n, i], DType::Bf16), stage.arena.clone());
+        let matrices = match arena.device() {
+            Device::Cpu => [matrix],
+            Device::Gpu(gpu) => [to_gpu(&matrix, gpu)],
+        };
+        Box::new(move || {
+            let weight = Weight::Packed(PackedWeight { matrices: &matrices, bits: ActivationBits::Sixteen });
+            vec![linear::forward_by(&arena, &x, &weight, None)]
+        })
+    })
 }
 
 /// With activations of so many bits, where the weights are quantised. What moves is x, the weights as they are stored, and y; none where

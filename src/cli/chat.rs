@@ -57,6 +57,9 @@ pub struct ChatCommand {
     /// Where to compute: auto, cpu, sim or cuda[:i]
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// What to compute with: bf16 on a card, where quantised weights then stay as they are, and f32 elsewhere
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    dtype: String,
     /// Print one JSON object instead of text; needs -p
     #[arg(long, requires = "prompt")]
     json: bool,
@@ -127,13 +130,21 @@ impl Limits {
     }
 }
 
+impl ChatCommand {
+    /// The simulator stands in for the processor, not for a card: its answers are to be the same.
+    fn dtype(&self) -> anyhow::Result<DType> {
+        let is_card = choice::resolve(&self.device)?.starts_with("cuda");
+        Ok(if self.dtype == "bf16" || self.dtype == "auto" && is_card { DType::Bf16 } else { DType::F32 })
+    }
+}
+
 /// Runs the command. Errors: user errors for options out of range, a checkpoint without tokenizer or template, a message that is too
 /// long, and those of opening the checkpoint.
 pub fn run(command: ChatCommand) -> anyhow::Result<u8> {
     let began = Instant::now();
     let sampler = command.drawing.sampler()?;
     let device = choice::open(&command.device, SimMode::Fast)?;
-    let mut opened = load_for_inference(&command.checkpoint, DType::F32, device)?;
+    let mut opened = load_for_inference(&command.checkpoint, command.dtype()?, device)?;
     let Some(tokenizer) = opened.tokenizer.take() else {
         user_bail!("{} has no tokenizer, so it cannot read a message; bring its tokenizer.json", opened.path.display());
     };

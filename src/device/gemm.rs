@@ -9,6 +9,7 @@ use super::gpu::Gpu;
 use super::launch::{self, Grid, Ptr, by_dtype};
 use super::modules;
 use crate::tensor::{Alias, Arena, DType, Tensor, TensorMut};
+use half::bf16;
 
 /// A matrix to read: a tensor seen as rows and columns, or its transpose.
 #[derive(Clone, Copy)]
@@ -75,31 +76,47 @@ pub fn gemm_onto(arena: &Arena, c: &mut TensorMut, d: &Tensor, a: Operand, b: Op
     Product { a, b, d: d.alias(), alpha, beta }.run(arena, c);
 }
 
-/// `y [N, O] = x [N, K] w^T`, `w [O, K]`, or added to `d [N, O]`: no row of `y` depends on how many there are, or on the others. Slower than
+/// `y [N, O] = x [N, K] w^T`, `w [O, K]`, or added to `residual [N, O]`: no row of `y` depends on how many there are, or on the others. Slower than
 /// [`gemm`] where there are many rows.
 ///
 /// # Panics
 /// If the shapes or types do not fit: f32 by f32 gives f32, bf16 by bf16 gives bf16.
-pub fn gemm_rows(y: &mut TensorMut, d: Option<&Tensor>, x: &Tensor, w: &Tensor) {
+pub fn gemm_rows(y: &mut TensorMut, residual: Option<&Tensor>, x: &Tensor, w: &Tensor) {
     let ([n, k], [o, _]) = (x.shape().rows_cols(), w.dims());
     let (a, b) = (Operand::new(x, n, k), Operand::new(w, o, k).t());
-    let (d, beta) = d.map_or((y.alias(), 0.0), |d| (d.alias(), 1.0));
+    let (d, beta) = residual.map_or((y.alias(), 0.0), |d| (d.alias(), 1.0));
     let product = Product { a, b, d, alpha: 1.0, beta };
     product.check(y);
     let gpu = gpu_of(y);
     match (x.dtype(), a.is_wide() && b.t().is_wide()) {
-        (DType::Bf16, true) => {
-            let d = if beta == 0.0 { Ptr::none() } else { d.ptr() };
-            let grid = |rows: usize| Grid { blocks: [o.div_ceil(ROWS_OF_W), n.div_ceil(rows), 1], smem_bytes: 0 };
-            match n <= FEW_ROWS {
-                true => launch::gemm_rows_few_bf16(gpu, grid(FEW_ROWS), y.ptr_mut(), d, x.ptr(), w.ptr(), n, o, k),
-                false => launch::gemm_rows_many_bf16(gpu, grid(MANY_ROWS), y.ptr_mut(), d, x.ptr(), w.ptr(), n, o, k),
-            }
-        }
+        (DType::Bf16, true) => gemm_rows_into(y, 0, residual, x, w),
         // Each number is one sum along all of K, whatever the size.
         (DType::Bf16, false) => product.tensor_cores(gpu, y, MMA, 1),
         _ => product.plain_cores(gpu, y),
     }
+}
+
+/// Columns `first` to `first + O` of `y` by [`gemm_rows`] in bf16, of rows in whole vectors.
+///
+/// # Panics
+/// If the shapes or types do not fit, or a row of `x` or `w` does not begin at a multiple of 16 bytes.
+pub(super) fn gemm_rows_into(y: &mut TensorMut, first: usize, d: Option<&Tensor>, x: &Tensor, w: &Tensor) {
+    let ([n, k], [o, _], [_, pitch]) = (x.shape().rows_cols(), w.dims(), y.shape().rows_cols());
+    let (a, b) = (Operand::new(x, n, k), Operand::new(w, o, k));
+    assert!(a.is_wide() && b.is_wide() && first + o <= pitch, "{n} rows of {k} by {o} into columns of {pitch}");
+    let ((is_few, grid), gpu) = (rows_grid(n, o), gpu_of(y));
+    let d = d.map_or(Ptr::none(), |d| d.ptr::<bf16>().part(first));
+    let (y, x, w) = (y.ptr_mut::<bf16>(), x.ptr(), w.ptr());
+    match is_few {
+        true => launch::gemm_rows_few_bf16(gpu, grid, y.part(first), d, x, w, n, o, k, pitch),
+        false => launch::gemm_rows_many_bf16(gpu, grid, y.part(first), d, x, w, n, o, k, pitch),
+    }
+}
+
+/// Whether the kernel for few rows multiplies `n` rows of X by `o` of W, and its blocks.
+pub(super) fn rows_grid(n: usize, o: usize) -> (bool, Grid) {
+    let rows = if n <= FEW_ROWS { FEW_ROWS } else { MANY_ROWS };
+    (n <= FEW_ROWS, Grid { blocks: [o.div_ceil(ROWS_OF_W), n.div_ceil(rows), 1], smem_bytes: 0 })
 }
 
 /// Rows of W and of X of a block of `gemm_rows`.

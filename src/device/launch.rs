@@ -31,6 +31,11 @@ impl<'a, E> Ptr<'a, E> {
         Ptr::new(Address(0))
     }
 
+    /// The same buffer from `elems` on.
+    pub fn part(&self, elems: usize) -> Ptr<'a, E> {
+        Ptr::new(self.address.offset(elems * size_of::<E>()))
+    }
+
     /// Whether the first element lies at a multiple of `bytes`.
     pub fn is_aligned(&self, bytes: u64) -> bool {
         self.address.0.is_multiple_of(bytes)

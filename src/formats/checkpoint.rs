@@ -40,13 +40,17 @@ pub fn load_model(path: &Path, dtype: DType) -> anyhow::Result<LoadedModel> {
     }
 }
 
-/// As [`load_model`], for inference on `device`. On the processor the matrices of a GGUF file stay as they are stored.
+/// As [`load_model`], for inference on `device`. The matrices of a GGUF file stay as they are stored, but for a GPU that computes in f32.
 ///
 /// # Errors
 /// As [`load_model`].
 pub fn load_for_inference(path: &Path, dtype: DType, device: Device) -> anyhow::Result<LoadedModel> {
     let mut loaded = match path.is_file() {
-        true => load_gguf(path, dtype, if device.is_gpu() { Matrices::Widened } else { Matrices::AsStored })?,
+        true => load_gguf(
+            path,
+            dtype,
+            if device.is_gpu() && dtype != DType::Bf16 { Matrices::Widened } else { Matrices::AsStored },
+        )?,
         false => load_model(path, dtype)?,
     };
     loaded.model = loaded.model.to(device);
@@ -59,7 +63,7 @@ pub fn load_for_inference(path: &Path, dtype: DType, device: Device) -> anyhow::
 enum Matrices {
     /// They are rounded to the type that is computed with.
     Widened,
-    /// They stay as they are, for inference on the processor.
+    /// They stay as they are, for inference.
     AsStored,
 }
 

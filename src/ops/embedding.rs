@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::device::cpu::{SharedMut, simd};
 use crate::device::launch::{Grid, by_dtype};
-use crate::device::packed::PackedMatrix;
+use crate::device::packed::{self, PackedMatrix};
 use crate::for_dtype;
 use crate::tensor::{Arena, DType, Elem, Float, Tensor, TensorMut};
 use rayon::prelude::*;
@@ -40,11 +40,16 @@ pub fn forward(arena: &Arena, table: &Tensor, tokens: &Tensor) -> Tensor {
     y
 }
 
-/// As [`forward`] on the processor, from a packed table; `[N, C]` in `dtype`.
+/// As [`forward`] from a packed table; `[N, C]` in `dtype`, which on a GPU is bf16.
 ///
 /// # Panics
-/// If a token is neither below `V` nor [`NOTHING`].
+/// As [`forward`].
 pub fn forward_packed(arena: &Arena, table: &PackedMatrix, tokens: &Tensor, dtype: DType) -> Tensor {
+    match (table.device(), table.dense_rows()) {
+        (Device::Cpu, _) => {}
+        (Device::Gpu(_), Some(rows)) => return forward(arena, rows, tokens),
+        (Device::Gpu(_), None) => return packed::gpu::look_up(arena, table, tokens),
+    }
     let ([v, c], tokens) = (table.dims(), tokens.as_slice::<u32>());
     assert!(tokens.iter().all(|&t| (t as usize) < v || t == NOTHING), "token beyond a vocabulary of {v}");
     let mut y = Tensor::uninit(arena, [tokens.len(), c], DType::F32);

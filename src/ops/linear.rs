@@ -6,6 +6,7 @@
 use crate::device::Device;
 use crate::device::cpu::{Mat, SharedMut, Threads, WriteMode, dot, matmul, simd};
 use crate::device::gemm::{Operand, gemm, gemm_onto, gemm_rows};
+use crate::device::packed::gpu::gemm_packed;
 use crate::device::packed::{self, PackedWeight};
 use crate::for_float;
 use crate::tensor::{Arena, DType, Tensor, TensorMut, Weight};
@@ -43,10 +44,14 @@ pub fn forward_by(arena: &Arena, x: &Tensor, weight: &Weight, residual: Option<&
     }
 }
 
-/// On the processor, in f32.
+/// On the processor in f32, on a GPU in bf16.
 fn packed_product(arena: &Arena, x: &Tensor, weight: PackedWeight, residual: Option<&Tensor>) -> Tensor {
-    assert_eq!(x.device(), Device::Cpu, "packed weights lie on the processor");
     let ([n, _], o) = (x.shape().rows_cols(), weight.matrices.iter().map(|matrix| matrix.dims()[0]).sum::<usize>());
+    if x.device() != Device::Cpu {
+        let mut y = Tensor::uninit(arena, [n, o], x.dtype());
+        gemm_packed(&mut y.whole_mut(), residual, x, weight.matrices);
+        return y;
+    }
     let (mut y, mode) = match residual {
         None => (Tensor::uninit(arena, [n, o], DType::F32), WriteMode::Overwrite),
         Some(residual) => (residual.cast(arena, DType::F32).into_unique(arena), WriteMode::Accumulate),

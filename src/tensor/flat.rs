@@ -200,14 +200,25 @@ impl Params {
         Params { layout, master, rounded, packed, activation_bits: ActivationBits::default() }
     }
 
-    /// These parameters on `device`; a GPU gets packed ones dequantised. By value: on the device where they lie already they stay the
-    /// only handle, and so can be written.
+    /// These parameters on `device`. A GPU takes packed ones where it computes in bf16, in rows of whole vectors, and gets others
+    /// dequantised. By value: on the device where they lie already they stay the only handle, and so can be written.
+    ///
+    /// # Panics
+    /// If packed ones come back from a GPU.
     pub fn to(self, device: Device) -> Params {
-        if self.packed.is_some() && device.is_gpu() {
-            return self.dequantised().to(device);
-        }
+        let packed = match (&self.packed, device) {
+            (None, _) => None,
+            (Some(packed), Device::Gpu(gpu)) if self.dtype() == DType::Bf16 && packed.go_to_gpus() => {
+                Some(Arc::new(packed.to_gpu(gpu)))
+            }
+            (Some(_), Device::Gpu(_)) => return self.dequantised().to(device),
+            (Some(packed), Device::Cpu) => {
+                assert!(!self.device().is_gpu(), "packed parameters do not come back from a GPU");
+                Some(packed.clone())
+            }
+        };
         let (master, rounded) = (self.master.to(device), self.rounded.map(|rounded| rounded.to(device)));
-        Params { master, rounded, ..self }
+        Params { master, rounded, packed, ..self }
     }
 
     /// The same, where products with quantised weights see the other operand so finely.

@@ -1,7 +1,8 @@
 //! Parameters that stay as a file stores them, beside the flat buffer: matrices in blocks, for inference on the processor.
 
 use super::{Layout, ParamId, Span, Tensor};
-use crate::device::packed::{PackedMatrix, PackedWeight};
+use crate::device::gpu::Gpu;
+use crate::device::packed::{PackedMatrix, PackedWeight, gpu};
 use crate::user_bail;
 
 /// A weight `[O, I]` as products take it.
@@ -62,6 +63,17 @@ impl Packed {
             });
         }
         Ok(Packed { places, matrices: packed.into_iter().map(|(_, matrix)| matrix).collect(), dense_elems })
+    }
+
+    /// Whether a GPU takes all of them.
+    pub fn go_to_gpus(&self) -> bool {
+        self.matrices.iter().all(gpu::takes)
+    }
+
+    /// The same on a GPU.
+    pub fn to_gpu(&self, device: &'static Gpu) -> Packed {
+        let matrices = self.matrices.iter().map(|matrix| gpu::to_gpu(matrix, device)).collect();
+        Packed { places: self.places.clone(), matrices, ..*self }
     }
 
     /// Elements of the flat buffer.

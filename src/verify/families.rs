@@ -1,6 +1,8 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
-use super::{Cases, Check, Extent, attention, banks, energy, heads, memory, paged, parts, products, rowwise, state};
+use super::{
+    Cases, Check, Extent, attention, banks, energy, heads, memory, packed, paged, parts, products, rowwise, state,
+};
 use crate::device::gpu::Gpu;
 
 /// How the kernels of an op are checked.
@@ -66,6 +68,8 @@ pub const FAMILIES: &[Family] = &[
     on_device("fill", state::fill_on),
     on_device("gemm", products::gemm_on),
     on_device("gemm_rows", products::gemm_rows_on),
+    on_device("gemm_packed", packed::gemm_packed_on),
+    on_device("embedding_packed", packed::embedding_packed_on),
     cases("linear", products::linear),
     cases("mlp", products::mlp),
     cases("attention", attention::attention),

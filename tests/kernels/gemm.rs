@@ -5,6 +5,7 @@ use nanochat_gpu::device::cpu::WriteMode;
 use nanochat_gpu::device::gemm::{MMA, Operand, WGMMA, gemm, gemm_mma};
 use nanochat_gpu::device::modules::KERNELS;
 use nanochat_gpu::tensor::{Arena, DType, Tensor};
+use nanochat_gpu::verify::packed::{embedding_packed_on, gemm_packed_on};
 use nanochat_gpu::verify::products::{GEMM, GEMM_TYPES, WIDE, gemm_case, gemm_on, gemm_rows_on};
 use nanochat_gpu::verify::{Extent, normals};
 
@@ -25,11 +26,18 @@ fn rows_do_not_depend_on_each_other() {
     check_on_all(gemm_rows_on);
 }
 
+/// The same with weights in the blocks of a file, and rows of a table of such.
+#[test]
+fn quantised_weights_are_read_as_they_are() {
+    check_on_all(gemm_packed_on);
+    check_on_all(embedding_packed_on);
+}
+
 /// The PTX for compute capability 9.0, in its simulated tensor cores: what `doctor --full` launches of products on such a device.
 #[test]
 fn the_modules_for_hopper() {
     let Some(gpu) = hopper() else { return };
-    for check in [gemm_on, gemm_rows_on] {
+    for check in [gemm_on, gemm_rows_on, gemm_packed_on] {
         check(gpu, Extent::All).unwrap_or_else(|message| panic!("{message}"));
     }
     let launched = gpu.take_launched();

@@ -9,6 +9,8 @@ use nanochat_gpu::device::driver::sim::SimOptions;
 use nanochat_gpu::device::gemm::{Operand, gemm, gemm_naive, gemm_rows};
 use nanochat_gpu::device::gpu::Gpu;
 use nanochat_gpu::device::modules::{self, KERNELS, Kernel};
+use nanochat_gpu::device::packed::PackedMatrix;
+use nanochat_gpu::device::packed::gpu::{gemm_packed, to_gpu};
 use nanochat_gpu::ops::attention::{self, Mask};
 use nanochat_gpu::ops::clip::{self, Evidence};
 use nanochat_gpu::ops::delta_rule::{self, Dims, Inputs, Past};
@@ -19,9 +21,9 @@ use nanochat_gpu::ops::{
     blend, concept_loss, decay_gate, embedding, grad_norm, hypercube, lm_loss, paged_attention, rmsnorm, rope,
     short_conv,
 };
-use nanochat_gpu::tensor::{Arena, DType, Layout, ParamId, Params, Role, Tensor};
+use nanochat_gpu::tensor::{Arena, BlockType, DType, Layout, ParamId, Params, Role, Tensor};
 use nanochat_gpu::train::optim::{Kind, Moments, Plan, update};
-use nanochat_gpu::verify::{integers, normals};
+use nanochat_gpu::verify::{integers, made_blocks, normals};
 use ptxsim::error::Error;
 use ptxsim::mutation::{self, Fate};
 use ptxsim::options::{AsyncPolicy, Options, Schedule, TensorMode};
@@ -202,7 +204,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
             bytes(&[&y, &d])
         }
-        "gemm_rows" | "paged_attention" => inference_scenario(kernel, arena, dtype),
+        "gemm_rows" | "gemm_packed" | "paged_attention" => inference_scenario(kernel, arena, dtype),
         "lm_loss" => judged(arena, dtype),
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
@@ -218,10 +220,18 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
 
 /// [`scenario`] of what inference alone launches.
 fn inference_scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
-    if kernel.starts_with("gemm_rows") {
-        let n = if kernel.contains("few") { 3 } else { 9 };
-        let mut y = Tensor::uninit(arena, [n, 20], dtype);
-        gemm_rows(&mut y.whole_mut(), None, &at(arena, dtype, &[n, 136]), &at(arena, dtype, &[20, 136]));
+    if kernel.starts_with("gemm") {
+        let (n, k) = (if kernel.contains("few") { 3 } else { 9 }, 160);
+        let (x, mut y) = (at(arena, dtype, &[n, k]), Tensor::uninit(arena, [n, 20], dtype));
+        let kinds = [("q4_0", BlockType::Q4_0), ("q4_1", BlockType::Q4_1), ("q8_0", BlockType::Q8_0)];
+        match kinds.into_iter().find(|(name, _)| kernel.contains(name)) {
+            None => gemm_rows(&mut y.whole_mut(), None, &x, &at(arena, dtype, &[20, k])),
+            Some((name, kind)) => {
+                let matrix = PackedMatrix::new(kind, [20, k], &made_blocks(name, kind, [20, k])).unwrap();
+                let Device::Gpu(gpu) = arena.device() else { panic!("a kernel on the processor") };
+                gemm_packed(&mut y.whole_mut(), None, &x, &[to_gpu(&matrix, gpu)]);
+            }
+        }
         return y.to_bytes();
     }
     // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.

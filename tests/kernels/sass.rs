@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Files whose kernels multiply on tensor cores, and the kernels among them that only add.
-const TENSOR_CORES: &[&str] = &["attention_flash", "gemm_mma", "gemm_mma_narrow", "gemm_rows", "mlp"];
+const TENSOR_CORES: &[&str] = &["attention_flash", "gemm_mma", "gemm_mma_narrow", "gemm_packed", "gemm_rows", "mlp"];
 /// Of these the files that read operands as they lie in global memory.
-const WITHOUT_SHARED: &[&str] = &["gemm_rows"];
+const WITHOUT_SHARED: &[&str] = &["gemm_packed", "gemm_rows"];
 /// Files that multiply by whole warpgroups instead, out of shared memory.
 const WARPGROUPS: &[&str] = &["gemm_wgmma"];
 const PLAIN: &[&str] = &["attention_flash_bwd_delta_rows_bf16"];

@@ -1,6 +1,8 @@
 //! Models whose matrices stay as a file stores them, against the same values in the flat buffer.
 
 use super::gpt::random_params;
+use crate::ops::simulators;
+use nanochat_gpu::device::Device;
 use nanochat_gpu::device::packed::{ActivationBits, PackedMatrix};
 use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::model::gpt::{Recompute, Rows, log_sum};
@@ -29,16 +31,22 @@ fn config() -> ModelConfig {
 
 /// The parameters of `model`, its matrices made in blocks of the kinds in turn, its vectors random.
 fn packed_params(model: &Gpt, kinds: &[BlockType]) -> Params {
-    let (layout, dense) = (model.layout(), random_params(model, DType::F32));
+    packed_params_in(model, kinds, DType::F32)
+}
+
+/// The same, computed with in `dtype`.
+fn packed_params_in(model: &Gpt, kinds: &[BlockType], dtype: DType) -> Params {
+    let (layout, dense) = (model.layout(), random_params(model, dtype));
     let ids = || (0..).map(ParamId).zip(layout.entries());
     let matrices = ids().filter(|(_, entry)| entry.shape.rank() == 2).enumerate().map(|(i, (id, entry))| {
         let (kind, dims) = (kinds[i % kinds.len()], entry.shape.dims());
         (id, PackedMatrix::new(kind, dims, &made_blocks(&entry.name, kind, dims)).unwrap())
     });
-    let mut params = Params::with_packed(layout.clone(), DType::F32, matrices.collect()).unwrap();
+    let mut params = Params::with_packed(layout.clone(), dtype, matrices.collect()).unwrap();
     for (id, _) in ids().filter(|(_, entry)| entry.shape.rank() == 1) {
         params.set_master(id, &dense.master_view(id).to_f64());
     }
+    params.round();
     params
 }
 
@@ -199,4 +207,32 @@ fn what_is_not_packed_is_viewed_as_ever() {
         assert!(matches!(params.weight(id), Weight::Dense(_)));
     }
     assert!(matches!(params.weight(model.embedding()), Weight::Packed(weight) if weight.matrices.len() == 1));
+}
+
+/// In bf16 a GPU reads quantised weights as they are; in f32 it gets them dequantised.
+#[test]
+fn a_simulated_gpu_reads_packed_weights() {
+    use BlockType::*;
+    let Some(&gpu) = simulators().first() else { return };
+    let (device, arena) = (Device::Gpu(gpu), Arena::on(Device::Gpu(gpu), 1 << 24).unwrap());
+    let tokens = integers("tokens", 9, 203);
+    let next = |model: &Gpt, params: &Params| {
+        let mut cache = KvCache::on(device, model.config(), 12, params.dtype());
+        let model = model.clone().to(device);
+        let logits = model.next_logits(&mut Tape::by_rows(&arena, params), &tokens, &mut cache).to_f64();
+        device.synchronise().unwrap();
+        logits
+    };
+    let model = Gpt::new(config(), DType::Bf16).unwrap();
+    for kinds in [&[Q4_1, Q8_0, Q4_0][..], &[Q8_0, F16]] {
+        let packed = packed_params_in(&model, kinds, DType::Bf16);
+        let dense = packed.dequantised().to(device);
+        let packed = packed.to(device);
+        assert!(packed.has_packed() && packed.device() == device && !dense.has_packed());
+        // The same weights in the same type: sums in another order, rounded to bf16 after each product.
+        let err = relative(&next(&model, &packed), &next(&model, &dense));
+        assert!(err <= 1e-2, "{kinds:?}: logits differ by {err}");
+    }
+    let wide = Gpt::new(config(), DType::F32).unwrap();
+    assert!(!packed_params(&wide, &[Q8_0]).to(device).has_packed());
 }

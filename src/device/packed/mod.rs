@@ -1,4 +1,5 @@
-//! Products on the processor with weights that stay as they are stored: `y [n, o] = x [n, i] W^T`, or added to `y`.
+//! Products with weights that stay as they are stored: `y [n, o] = x [n, i] W^T`, or added to `y`. Here on the processor; [`gpu`] has those
+//! of a GPU.
 //!
 //! `W [o, i]` lies in [`panels`]; quantised weights meet activations quantised in blocks of 32 ([`activations`]), and single elements
 //! meet f32. An element of `y` is one sum in one order, whatever the number of rows, of threads, or the vectors of the
@@ -7,12 +8,14 @@
 pub mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+pub mod gpu;
 mod panels;
 mod scalar;
 mod slab;
 
+use crate::device::Device;
 use crate::device::cpu::{SharedMut, WriteMode};
-use crate::tensor::BlockType;
+use crate::tensor::{BlockType, Tensor};
 use crate::user_bail;
 use activations::{Quantised, with_quantised};
 use panels::LANES;
@@ -28,7 +31,14 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     row_bytes: usize,
-    panels: Arc<Bytes>,
+    panels: Panels,
+}
+
+#[derive(Clone)]
+enum Panels {
+    Host(Arc<Bytes>),
+    /// The same as words, `[bytes / 4]`; weights of single elements are rows `[rows, cols]` in bf16.
+    Device(Tensor),
 }
 
 impl PackedMatrix {
@@ -67,7 +77,7 @@ impl PackedMatrix {
         let mut panels = Bytes::zeros(panels::panels_bytes(rows, row_bytes));
         let row = |row: usize| &bytes[place(row) * row_bytes..][..row_bytes];
         panels::interleave(panels.as_mut(), rows, row, row_bytes, kind);
-        Ok(PackedMatrix { kind, rows, cols, row_bytes, panels: Arc::new(panels) })
+        Ok(PackedMatrix { kind, rows, cols, row_bytes, panels: Panels::Host(Arc::new(panels)) })
     }
 
     /// `[rows, cols]`.
@@ -82,17 +92,20 @@ impl PackedMatrix {
 
     /// Bytes it takes.
     pub fn size_bytes(&self) -> usize {
-        self.panels.len()
+        match &self.panels {
+            Panels::Host(bytes) => bytes.len(),
+            Panels::Device(tensor) => tensor.size_bytes(),
+        }
     }
 
     /// The values of row `row` in f32.
     ///
     /// # Panics
-    /// If there is no such row, or `out` has another width.
+    /// If there is no such row, `out` has another width, or it lies on a GPU.
     pub fn dequantise_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "elements of a row");
-        self.kind.dequantise(&panels::row_of(&self.panels, row, self.row_bytes, self.kind), out);
+        self.kind.dequantise(&panels::row_of(self.on_host(), row, self.row_bytes, self.kind), out);
     }
 
     /// All values in f32, row by row.
@@ -104,7 +117,37 @@ impl PackedMatrix {
 
     fn panel(&self, panel: usize) -> &[u8] {
         let bytes = LANES * self.row_bytes;
-        &self.panels[panel * bytes..][..bytes]
+        &self.on_host()[panel * bytes..][..bytes]
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match &self.panels {
+            Panels::Host(_) => Device::Cpu,
+            Panels::Device(tensor) => tensor.device(),
+        }
+    }
+
+    /// The rows `[rows, cols]` in bf16, where they lie so on a GPU.
+    pub fn dense_rows(&self) -> Option<&Tensor> {
+        match &self.panels {
+            Panels::Device(rows) if self.kind == BlockType::Bf16 => Some(rows),
+            _ => None,
+        }
+    }
+
+    fn on_host(&self) -> &[u8] {
+        match &self.panels {
+            Panels::Host(bytes) => bytes,
+            Panels::Device(_) => panic!("{self:?} lies on a GPU"),
+        }
+    }
+
+    fn on_device(&self) -> &Tensor {
+        match &self.panels {
+            Panels::Host(_) => panic!("{self:?} lies on the processor"),
+            Panels::Device(tensor) => tensor,
+        }
     }
 }
 

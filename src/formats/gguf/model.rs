@@ -153,7 +153,7 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
-    /// The parameters of `model` for inference on the processor, computed with in `dtype`: matrices stay as they are stored. The tensors
+    /// The parameters of `model` for inference, computed with in `dtype`: matrices stay as they are stored. The tensors
     /// are known to be the model's ([`check_tensors`](crate::formats::hf::check_tensors)).
     ///
     /// # Errors
