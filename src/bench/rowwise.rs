@@ -1,7 +1,9 @@
 //! Ops that memory bounds: what counts is bytes. Ops that work in place are fed their own result.
 
 use super::{Row, Size, Stage, Work, in_place};
+use crate::device::Device;
 use crate::ops::rope::{self, Heads, QkNorm, Table};
+use crate::ops::sample::{self, Draw};
 use crate::ops::{add, embedding, grad_norm, rmsnorm, scale_grad, softcap, swiglu};
 use crate::tensor::{DType, ParamId, Tensor};
 
@@ -18,6 +20,7 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
     rows.extend(rope_rows(size, dtype));
     rows.extend(swiglu_rows(dtype, [n, size.of(192, 1024, 2048)]));
     rows.extend(softcap_rows(dtype, [n, c]));
+    rows.extend([(1, 1), (8, 50)].map(|(n, k)| sample_row(dtype, k, [n, size.of(700, 49_152, 49_152)])));
     if dtype == DType::F32 {
         rows.push(copy_row(size));
         rows.push(grad_norm_row(size.of(40_000, 10_000_000, 128 << 20)));
@@ -33,6 +36,27 @@ pub(super) fn stream(size: Size) -> [usize; 2] {
 /// Bytes of `elems` values.
 fn bytes(dtype: DType, elems: usize) -> Work {
     Work::bytes(dtype.size_bytes() * elems)
+}
+
+/// Draws from the `k` most probable, by a share of 0.95 where that is more than the first: what the logits take must move.
+fn sample_row(dtype: DType, k: u32, [n, v]: [usize; 2]) -> Row {
+    let extents = [("N", n), ("V", v), ("k", k as usize)];
+    Row::new(["sample", "fwd", "block_per_row"], dtype, &extents, bytes(dtype, n * v), move |stage| {
+        let (logits, arena) = (stage.normals([n, v], dtype), stage.arena.clone());
+        let top_p = if k == 1 { 0 } else { u64::MAX / 20 * 19 };
+        let draws = vec![Draw { uniform: 1 << 63, scale: 1.0, top_k: k, top_p, least_weight: 0 }; n];
+        Box::new(move || {
+            let tokens: Vec<u32> = match arena.device() {
+                Device::Gpu(_) => sample::forward(&arena, &logits, &draws).into_iter().flatten().collect(),
+                Device::Cpu => {
+                    let wide = logits.cast(&arena, DType::F32);
+                    let rows = wide.as_slice::<f32>().chunks_exact(v).zip(&draws);
+                    rows.map(|(row, draw)| draw.pick(row, sample::most_probable(row).expect("numbers"))).collect()
+                }
+            };
+            vec![Tensor::from_slice(&arena, [n], &tokens)]
+        })
+    })
 }
 
 /// What memory can do: every byte is read and written.

@@ -16,6 +16,7 @@ use crate::device::Device;
 use crate::model::gpt::Output;
 use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState};
 use crate::ops::paged_attention::PAGE_TOKENS;
+use crate::ops::sample::{self, Draw};
 use crate::tape::Tape;
 use crate::tensor::{Arena, DType, Params};
 use crate::user_bail;
@@ -383,7 +384,8 @@ impl<'m> Engine<'m> {
 
     /// Lets tokens pass through the model; what it says after those that were the last of their sequence, by its place.
     fn pass(&mut self, plan: &[(usize, usize)]) -> anyhow::Result<Vec<(usize, Said)>> {
-        let (mut pieces, mut rows, mut speakers, mut row) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut pieces, mut rows, mut row) = (Vec::new(), Vec::new(), 0);
+        let (mut speakers, mut draws) = (Vec::new(), Vec::new());
         let mut steps = plan.iter().peekable();
         for (place, sequence) in self.running.iter_mut().enumerate() {
             let Some(&(_, t)) = steps.next_if(|(at, _)| *at == place) else { continue };
@@ -392,6 +394,7 @@ impl<'m> Engine<'m> {
             if end == sequence.tokens.len() {
                 rows.push(row - 1);
                 speakers.push(place);
+                draws.push(sequence.draw_alone());
             }
             let (tokens, pages) = (&sequence.tokens[start..end], sequence.table.numbers());
             pieces.push(Piece { tokens, start, pages, state: &mut sequence.state });
@@ -403,7 +406,10 @@ impl<'m> Engine<'m> {
                 self.model.pass(tape, &mut cached);
                 Vec::new()
             }
-            false => Said::of(&self.model.next_of(tape, &mut cached, &rows), &self.arena),
+            false => {
+                let output = self.model.next_of(tape, &mut cached, &rows);
+                Said::of(&output, &self.arena, &draws)
+            }
         };
         drop(cached);
         self.params.device().synchronise()?;
@@ -463,22 +469,44 @@ fn check_room(config: &ModelConfig, prompt: &[u32], room: usize) -> anyhow::Resu
     Ok(())
 }
 
+/// What comes of one row.
+enum Next {
+    /// The device drew it.
+    Token(u32),
+    /// Nobody drew yet.
+    Logits(Vec<f32>),
+}
+
 /// What the model says of one row.
 struct Said {
-    logits: Vec<f32>,
+    next: Next,
     psyche: Option<[f32; 3]>,
 }
 
 impl Said {
-    fn of(output: &Output, arena: &Arena) -> Vec<Said> {
-        let logits = output.logits.cast(arena, DType::F32).to(Device::Cpu);
-        let [_, v] = logits.shape().rows_cols();
-        let psyche = output.psyche.as_ref().map(|weights| weights.to_f64());
-        let row = |(i, logits): (usize, &[f32])| {
-            let psyche = psyche.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
-            Said { logits: logits.to_vec(), psyche }
+    /// Of each row of `output`. A GPU draws where a draw depends on the logits alone, so that these need not come here.
+    fn of(output: &Output, arena: &Arena, draws: &[Option<Draw>]) -> Vec<Said> {
+        let [n, v] = output.logits.shape().rows_cols();
+        let drawn = match output.logits.device() {
+            Device::Gpu(_) if draws.iter().any(Option::is_some) => {
+                let all: Vec<Draw> = draws.iter().map(|draw| draw.unwrap_or(Draw::FIRST)).collect();
+                sample::forward(arena, &output.logits, &all)
+            }
+            _ => vec![None; n],
         };
-        logits.as_slice::<f32>().chunks_exact(v).enumerate().map(row).collect()
+        let psyche = output.psyche.as_ref().map(|weights| weights.to_f64());
+        let row = |i: usize| {
+            let next = match drawn[i].filter(|_| draws[i].is_some()) {
+                Some(token) => Next::Token(token),
+                None => {
+                    let logits = output.logits.view(i * v, [v]).cast(arena, DType::F32).to(Device::Cpu);
+                    Next::Logits(logits.as_slice::<f32>().to_vec())
+                }
+            };
+            let psyche = psyche.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
+            Said { next, psyche }
+        };
+        (0..n).map(row).collect()
     }
 }
 
@@ -492,20 +520,32 @@ impl Sequence {
         self.state.piece(pending.min(PIECE_TOKENS - self.passed % PIECE_TOKENS).min(most.max(1)))
     }
 
+    /// How the next token is drawn where that takes nothing but the logits.
+    fn draw_alone(&self) -> Option<Draw> {
+        let Submission { sampler, sequence, logprobs, rules, .. } = &self.what;
+        let is_alone = logprobs.is_none() && rules.is_none() && sampler.options().repetition_penalty == 1.0;
+        is_alone.then(|| sampler.draw(*sequence, self.tokens.len() as u64))
+    }
+
     /// Draws a token; why the sequence is over, if it is.
     fn draw(&mut self, said: Said, events: &mut Vec<Event>) -> anyhow::Result<Option<Finish>> {
-        let Said { mut logits, psyche } = said;
+        let Said { next, psyche } = said;
         let position = self.tokens.len();
         if position >= self.end.0 {
             return Ok(Some(self.end.1));
         }
-        let plain = self.what.logprobs.map(|_| logits.clone());
-        self.what.sampler.penalise(&mut logits, &self.tokens);
-        if let Some(rules) = &mut self.what.rules {
-            rules.mask(&mut logits)?;
-        }
-        let token = (self.what.sampler.pick(&logits, self.what.sequence, position as u64))
-            .with_context(|| format!("drawing the token at position {position}"))?;
+        let (token, plain) = match next {
+            Next::Token(token) => (token, None),
+            Next::Logits(mut logits) => {
+                let plain = self.what.logprobs.map(|_| logits.clone());
+                self.what.sampler.penalise(&mut logits, &self.tokens);
+                if let Some(rules) = &mut self.what.rules {
+                    rules.mask(&mut logits)?;
+                }
+                let token = self.what.sampler.pick(&logits, self.what.sequence, position as u64);
+                (token.with_context(|| format!("drawing the token at position {position}"))?, plain)
+            }
+        };
         if self.what.stop_ids.contains(&token) {
             return Ok(Some(Finish::Stopped));
         }

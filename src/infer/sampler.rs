@@ -2,12 +2,11 @@
 //! then those that are not far less probable than the first.
 //!
 //! Counter-based: a draw is a function of (seed, sequence, position, logits) alone, so a sequence comes out the same
-//! whatever is generated beside it, in whatever order.
+//! whatever is generated beside it, in whatever order, and on whatever device ([`sample`]).
 
 use crate::error::UserError;
+use crate::ops::sample::{self, Draw};
 use crate::tensor::random::Philox;
-use anyhow::bail;
-use std::cmp::Ordering;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,15 +64,6 @@ pub struct Sampler {
     options: SamplerOptions,
 }
 
-/// A token that may be drawn.
-#[derive(Clone, Copy)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-    /// `exp((logit - largest) / temperature)`: its probability up to a common factor.
-    weight: f64,
-}
-
 impl Sampler {
     /// A sampler. Errors: what [`SamplerOptions::validate`] refuses.
     pub fn new(options: SamplerOptions) -> Result<Sampler, UserError> {
@@ -107,102 +97,19 @@ impl Sampler {
     /// # Errors
     /// Logits that make no distribution: none at all, a NaN, plus infinity, or minus infinity everywhere.
     pub fn pick(&self, logits: &[f32], sequence: u64, position: u64) -> anyhow::Result<u32> {
-        let best = most_probable(logits)?;
+        let first = sample::most_probable(logits)?;
+        Ok(self.draw(sequence, position).pick(logits, first))
+    }
+
+    /// How the token at `position` of sequence number `sequence` is drawn.
+    pub fn draw(&self, sequence: u64, position: u64) -> Draw {
         let SamplerOptions { temperature, top_k, top_p, min_p, seed, .. } = self.options;
-        if temperature == 0.0 {
-            return Ok(best);
-        }
-        let largest = f64::from(logits[best as usize]);
-        let candidate = |(id, &logit): (usize, &f32)| {
-            let weight = ((f64::from(logit) - largest) / temperature).exp();
-            Candidate { id: id as u32, logit, weight }
-        };
-        let mut candidates: Vec<Candidate> = logits.iter().enumerate().map(candidate).collect();
-        if let Some(k) = top_k {
-            keep_most_probable(&mut candidates, k);
-        }
-        if let Some(p) = top_p {
-            keep_nucleus(&mut candidates, p);
-        }
-        if let Some(p) = min_p {
-            candidates.retain(|candidate| candidate.weight >= p);
-        }
-        let uniform = Philox::new(seed, &format!("sequence {sequence}")).uniform(position);
-        Ok(draw(&candidates, uniform))
+        let [high, low, ..] = Philox::new(seed, &format!("sequence {sequence}")).block(position);
+        let scale = (std::f64::consts::LOG2_E / temperature).min(f64::from(f32::MAX)) as f32;
+        let top_k = if temperature == 0.0 { 1 } else { top_k.map_or(u32::MAX, |k| k.min(u32::MAX as usize) as u32) };
+        // In fractions of 2^64, as far as an f64 knows them; all of it is no limit.
+        let top_p = top_p.filter(|&p| p < 1.0).map_or(0, |p| ((p * 2f64.powi(64)) as u64).max(1));
+        let least_weight = (min_p.unwrap_or(0.0) * sample::WEIGHT_OF_FIRST as f64).ceil() as u64;
+        Draw { uniform: u64::from(high) << 32 | u64::from(low), scale, top_k, top_p, least_weight }
     }
-}
-
-/// The id of the largest logit, the lowest of several.
-fn most_probable(logits: &[f32]) -> anyhow::Result<u32> {
-    let (mut best, mut largest) = (None, f32::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            bail!("the logit of token {id} is {logit}: the model computes no probabilities any more");
-        }
-        if logit > largest {
-            (best, largest) = (Some(id as u32), logit);
-        }
-    }
-    match best {
-        Some(best) => Ok(best),
-        None => bail!("no token can be drawn: all of {} logits are minus infinity", logits.len()),
-    }
-}
-
-/// Falling logits, equal ones by rising id: a total order, so that what is kept does not depend on the algorithm.
-fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
-}
-
-/// Moves the `k` first by rank to the front, in no order.
-fn partition(candidates: &mut [Candidate], k: usize) {
-    if k < candidates.len() {
-        candidates.select_nth_unstable_by(k, by_rank);
-    }
-}
-
-/// Leaves the `k` first by rank, in the order of their ids.
-fn keep_most_probable(candidates: &mut Vec<Candidate>, k: usize) {
-    partition(candidates, k);
-    candidates.truncate(k);
-    candidates.sort_unstable_by_key(|candidate| candidate.id);
-}
-
-/// Leaves the first by rank whose weights together first reach `p` of the whole; always one at least.
-fn keep_nucleus(candidates: &mut Vec<Candidate>, p: f64) {
-    let enough = p * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
-    // The nucleus is mostly small beside the vocabulary: only as much is sorted as holds it.
-    let mut sorted = 64;
-    loop {
-        partition(candidates, sorted);
-        let len = candidates.len();
-        let head = &mut candidates[..sorted.min(len)];
-        head.sort_unstable_by(by_rank);
-        let mut reached = 0.0;
-        let last = head.iter().position(|candidate| {
-            reached += candidate.weight;
-            reached >= enough
-        });
-        match last {
-            Some(last) => return candidates.truncate(last + 1),
-            // The sum in another order may fall short of `enough` by rounding: then all of them are the nucleus.
-            None if sorted >= len => return,
-            None => sorted *= 8,
-        }
-    }
-}
-
-/// The candidate at `uniform` (in `[0, 1)`) of the summed weights.
-fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
-    let target = uniform * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
-    let mut sum = 0.0;
-    let mut chosen = None;
-    for candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
-        chosen = Some(candidate.id);
-        sum += candidate.weight;
-        if sum > target {
-            break;
-        }
-    }
-    chosen.expect("the most probable token has weight 1")
 }

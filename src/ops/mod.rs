@@ -26,6 +26,7 @@ pub mod paged_attention;
 pub mod relu_squared;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sample;
 pub mod scale_grad;
 pub mod segment_mean;
 pub mod select_rows;

@@ -1,7 +1,8 @@
 //! Every op whose kernels `doctor` launches, with its check on a device: all of them together launch every kernel.
 
 use super::{
-    Cases, Check, Extent, attention, banks, energy, heads, memory, packed, paged, parts, products, rowwise, state,
+    Cases, Check, Extent, attention, banks, energy, heads, memory, packed, paged, parts, products, rowwise, sample,
+    state,
 };
 use crate::device::gpu::Gpu;
 
@@ -70,6 +71,7 @@ pub const FAMILIES: &[Family] = &[
     on_device("gemm_rows", products::gemm_rows_on),
     on_device("gemm_packed", packed::gemm_packed_on),
     on_device("embedding_packed", packed::embedding_packed_on),
+    on_device("sample", sample::sample_on),
     cases("linear", products::linear),
     cases("mlp", products::mlp),
     cases("attention", attention::attention),

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod paged;
 pub mod products;
 pub mod rowwise;
+pub mod sample;
 pub mod state;
 
 pub use packed::made_blocks;

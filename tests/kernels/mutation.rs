@@ -17,6 +17,7 @@ use nanochat_gpu::ops::delta_rule::{self, Dims, Inputs, Past};
 use nanochat_gpu::ops::mlp::{self, Keep, Weights};
 use nanochat_gpu::ops::paged_attention::{PAGE_TOKENS, Placement};
 use nanochat_gpu::ops::rope::{Heads, QkNorm, Table, frequencies};
+use nanochat_gpu::ops::sample::{self, Draw};
 use nanochat_gpu::ops::{
     blend, concept_loss, decay_gate, embedding, grad_norm, hypercube, lm_loss, paged_attention, rmsnorm, rope,
     short_conv,
@@ -204,7 +205,7 @@ fn scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             let d = attention::backward(arena, &at(arena, dtype, &[t, 12]), heads, t, &saved);
             bytes(&[&y, &d])
         }
-        "gemm_rows" | "gemm_packed" | "paged_attention" => inference_scenario(kernel, arena, dtype),
+        "gemm_rows" | "gemm_packed" | "paged_attention" | "sample" => inference_scenario(kernel, arena, dtype),
         "lm_loss" => judged(arena, dtype),
         "hypercube" | "blend" | "concept_loss" => part_scenario(stem, arena, dtype),
         "grad_norm" if kernel.contains("listed") => {
@@ -233,6 +234,12 @@ fn inference_scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
             }
         }
         return y.to_bytes();
+    }
+    if kernel.starts_with("sample") {
+        // Every limit, and more tokens than threads.
+        let draw = Draw { uniform: u64::MAX / 3, scale: 0.7, top_k: 200, top_p: u64::MAX / 2, least_weight: 1 };
+        let drawn = sample::forward(arena, &at(arena, dtype, &[3, 1100]), &[draw; 3]);
+        return format!("{drawn:?}").into_bytes();
     }
     // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.
     let (heads, n, pages) = (Heads { h: 6, g: 1, d: 8 }, 300, (0..19).rev().collect::<Vec<u32>>());

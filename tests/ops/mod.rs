@@ -23,6 +23,7 @@ mod paged_attention;
 mod relu_squared;
 mod rmsnorm;
 mod rope;
+mod sample;
 mod scale_grad;
 mod segment_mean;
 mod select_rows;
