@@ -143,7 +143,7 @@ fn weigh(weights: &mut [u64], logits: &[f32], largest: f32, scale: f32) {
                     let whole = e.round_ties_even();
                     let f = e - whole;
                     let mut p = 1.540_353e-4f32; // 2^f = sum of (f ln 2)^i / i!
-                    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265_1e-1, 6.931_471_8e-1, 1.0] {
+                    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
                         p = p.mul_add(f, c);
                     }
                     *weight = (p * f32::from_bits(((whole as i32 + 167) as u32) << 23)) as u64;
