@@ -13,15 +13,16 @@ use super::pages::{OutOfPages, PageCopy, PageTable, Pages};
 use super::rules::Rules;
 use super::{Finish, Footprint, Sampler, check_prompt, reserve_arena};
 use crate::device::Device;
+use crate::device::driver::GraphId;
 use crate::model::gpt::Output;
-use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState};
-use crate::ops::paged_attention::PAGE_TOKENS;
+use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState, StepInputs, StepRow};
+use crate::ops::paged_attention::{PAGE_TOKENS, Placement};
 use crate::ops::sample::{self, Draw};
 use crate::tape::Tape;
-use crate::tensor::{Arena, DType, Params};
+use crate::tensor::{Arena, DType, Params, Tensor};
 use crate::user_bail;
-use anyhow::Context;
-use std::collections::VecDeque;
+use anyhow::{Context, bail};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Most tokens of one sequence in a pass.
 pub const PIECE_TOKENS: usize = 256;
@@ -37,13 +38,15 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Most sequences at the same time; others wait.
     pub sequences: usize,
+    /// On a GPU, record steps in which every sequence gets a token, and replay them.
+    pub records: bool,
 }
 
 impl EngineOptions {
     /// For `sequences` at a time, with pages for `tokens` tokens in all, or one whole context where nobody says how many.
     pub fn new(config: &ModelConfig, dtype: DType, sequences: usize, tokens: Option<usize>) -> EngineOptions {
         let pages = tokens.unwrap_or(config.max_seq_len).div_ceil(PAGE_TOKENS);
-        EngineOptions { pages, kv_dtype: dtype, prefill_tokens: PIECE_TOKENS, sequences }
+        EngineOptions { pages, kv_dtype: dtype, prefill_tokens: PIECE_TOKENS, sequences, records: true }
     }
 }
 
@@ -154,6 +157,9 @@ pub struct Engine<'m> {
     running: Vec<Sequence>,
     next_id: u64,
     prefilled: u64,
+    /// By the number of sequences and the largest position.
+    steps: BTreeMap<(usize, usize), RecordedStep>,
+    replayed: u64,
 }
 
 impl<'m> Engine<'m> {
@@ -169,7 +175,8 @@ impl<'m> Engine<'m> {
         device.synchronise().context("reserving pages of keys and values")?;
         let (waiting, running) = (VecDeque::new(), Vec::new());
         let pages = Pages::new(options.pages);
-        Ok(Engine { model, params, options, arena, pool, pages, waiting, running, next_id: 0, prefilled: 0 })
+        let (next_id, prefilled, steps, replayed) = (0, 0, BTreeMap::new(), 0);
+        Ok(Engine { model, params, options, arena, pool, pages, waiting, running, next_id, prefilled, steps, replayed })
     }
 
     /// The model's configuration.
@@ -185,6 +192,7 @@ impl<'m> Engine<'m> {
     /// Adds a constant to the scores of Id, Ego and Superego from the next token on, of a model that has a controller.
     pub fn lean(&mut self, lean: [f64; 3]) {
         self.model = self.model.leaning(lean);
+        self.steps.clear();
     }
 
     /// A state of a sequence that has not begun, for who fills in a memory before.
@@ -267,6 +275,11 @@ impl<'m> Engine<'m> {
         self.prefilled
     }
 
+    /// Steps that a GPU did again from a recording.
+    pub fn replayed(&self) -> u64 {
+        self.replayed
+    }
+
     /// The allocator of pages, for its numbers.
     pub fn pages(&self) -> &Pages {
         &self.pages
@@ -305,7 +318,10 @@ impl<'m> Engine<'m> {
         };
         let mut said = Vec::new();
         for pass in passes {
-            said.extend(self.pass(pass)?);
+            said.extend(match self.rows_of_step(pass) {
+                Some(last) => self.recorded_pass(pass, last)?,
+                None => self.pass(pass)?,
+            });
         }
         Ok(self.draw(said))
     }
@@ -382,6 +398,81 @@ impl<'m> Engine<'m> {
         }
     }
 
+    /// The largest position of a pass that can be recorded: on a GPU, one token of each sequence, after which the next is drawn there.
+    fn rows_of_step(&self, plan: &[(usize, usize)]) -> Option<usize> {
+        let Device::Gpu(_) = self.params.device() else { return None };
+        let is_step = |&(at, t): &(usize, usize)| {
+            let sequence = &self.running[at];
+            t == 1 && sequence.passed + 1 == sequence.tokens.len() && sequence.draw_alone().is_some()
+        };
+        let is_recorded = self.options.records && self.config().steps_are_alike() && plan.iter().all(is_step);
+        is_recorded.then(|| plan.iter().map(|&(at, _)| self.running[at].passed).max()).flatten()
+    }
+
+    /// As [`Engine::pass`], where the same work was recorded, or will be.
+    fn recorded_pass(&mut self, plan: &[(usize, usize)], last: usize) -> anyhow::Result<Vec<(usize, Said)>> {
+        let Device::Gpu(gpu) = self.params.device() else { panic!("the processor records nothing") };
+        let (n, context) = (plan.len(), self.context());
+        let last = Placement::round_up(last).min(self.config().max_seq_len - 1);
+        let new = || RecordedStep::new(self.params.device(), n, context);
+        let step = self.steps.entry((n, last)).or_insert_with(new);
+        let rows: Vec<StepRow> = (plan.iter().map(|&(at, _)| &self.running[at]))
+            .map(|sequence| StepRow {
+                token: sequence.tokens[sequence.passed],
+                position: sequence.passed,
+                pages: sequence.table.numbers(),
+                draw: sequence.draw_alone().expect("looked at before"),
+            })
+            .collect();
+        step.inputs.fill(&rows);
+        let RecordedStep { inputs, tokens, psyche, recording } = step;
+        let mut work = || {
+            let mut cached = Cached::of_step(inputs, last, &mut self.pool);
+            let all: Vec<usize> = (0..n).collect();
+            let output = self.model.next_of(&mut Tape::by_rows(&self.arena, self.params), &mut cached, &all);
+            sample::draw_into(tokens, &output.logits, &inputs.draws());
+            if let Some(weights) = &output.psyche {
+                psyche
+                    .get_or_insert_with(|| Tensor::owned_on(weights.device(), weights.shape(), weights.dtype()))
+                    .copy_from(weights);
+            }
+        };
+        match *recording {
+            // Once as it is written, so that its kernels are loaded.
+            Recording::Cold => (work(), *recording = Recording::Warm).1,
+            Recording::Warm => {
+                let graph = gpu.capture(work).context("recording a step")?;
+                *recording = Recording::Done(graph);
+                gpu.replay(graph);
+            }
+            Recording::Done(graph) => {
+                gpu.replay(graph);
+                self.replayed += 1;
+            }
+        }
+        let (drawn, weights) = (sample::read(tokens), psyche.as_ref().map(Tensor::to_f64));
+        self.params.device().synchronise()?;
+        self.arena.reset();
+        self.note_passed(plan);
+        let said = plan.iter().enumerate().map(|(i, &(at, _))| {
+            let psyche = weights.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
+            (at, Said { next: drawn[i].map_or(Next::Nothing, Next::Token), psyche })
+        });
+        Ok(said.collect())
+    }
+
+    /// Counts what passed, and lets others share it.
+    fn note_passed(&mut self, plan: &[(usize, usize)]) {
+        for &(at, t) in plan {
+            let sequence = &mut self.running[at];
+            self.prefilled += if sequence.passed < sequence.prompt_len { t as u64 } else { 0 };
+            sequence.passed += t;
+            if self.model.config().sequences_mix() {
+                self.pages.publish(&mut sequence.table, &sequence.tokens[..sequence.passed]);
+            }
+        }
+    }
+
     /// Lets tokens pass through the model; what it says after those that were the last of their sequence, by its place.
     fn pass(&mut self, plan: &[(usize, usize)]) -> anyhow::Result<Vec<(usize, Said)>> {
         let (mut pieces, mut rows, mut row) = (Vec::new(), Vec::new(), 0);
@@ -414,14 +505,7 @@ impl<'m> Engine<'m> {
         drop(cached);
         self.params.device().synchronise()?;
         self.arena.reset();
-        for &(at, t) in plan {
-            let sequence = &mut self.running[at];
-            self.prefilled += if sequence.passed < sequence.prompt_len { t as u64 } else { 0 };
-            sequence.passed += t;
-            if self.model.config().sequences_mix() {
-                self.pages.publish(&mut sequence.table, &sequence.tokens[..sequence.passed]);
-            }
-        }
+        self.note_passed(plan);
         Ok(speakers.into_iter().zip(said).collect())
     }
 
@@ -469,10 +553,37 @@ fn check_room(config: &ModelConfig, prompt: &[u32], room: usize) -> anyhow::Resu
     Ok(())
 }
 
+/// A pass over one token of each of several sequences, with the next one drawn, which a GPU does the same way every time.
+struct RecordedStep {
+    inputs: StepInputs,
+    /// `[n]`, what was drawn.
+    tokens: Tensor,
+    /// `[n, 3]`, of a model with a controller.
+    psyche: Option<Tensor>,
+    recording: Recording,
+}
+
+#[derive(Clone, Copy)]
+enum Recording {
+    Cold,
+    Warm,
+    Done(GraphId),
+}
+
+impl RecordedStep {
+    /// Of `n` sequences of at most `context` tokens.
+    fn new(device: Device, n: usize, context: usize) -> RecordedStep {
+        let (inputs, tokens) = (StepInputs::new(device, n, context), Tensor::owned_on(device, [n], DType::U32));
+        RecordedStep { inputs, tokens, psyche: None, recording: Recording::Cold }
+    }
+}
+
 /// What comes of one row.
 enum Next {
     /// The device drew it.
     Token(u32),
+    /// The device found nothing that can be drawn.
+    Nothing,
     /// Nobody drew yet.
     Logits(Vec<f32>),
 }
@@ -536,6 +647,10 @@ impl Sequence {
         }
         let (token, plain) = match next {
             Next::Token(token) => (token, None),
+            Next::Nothing => bail!(
+                "drawing the token at position {position}: a logit is NaN or plus infinity, or all are minus infinity; the model computes no \
+                 probabilities any more"
+            ),
             Next::Logits(mut logits) => {
                 let plain = self.what.logprobs.map(|_| logits.clone());
                 self.what.sampler.penalise(&mut logits, &self.tokens);

@@ -6,6 +6,7 @@ use super::kda::KdaState;
 use super::memory::Conversation;
 use crate::device::Device;
 use crate::ops::paged_attention::{PAGE_TOKENS, Placement};
+use crate::ops::sample::Draw;
 use crate::tensor::{Arena, DType, Tensor};
 
 /// Pages of keys and values, for every attention layer the same ones. Who owns which is not its business.
@@ -96,11 +97,66 @@ pub struct Piece<'a> {
     pub state: &'a mut SequenceState,
 }
 
+/// What a pass over one token of each of `n` sequences reads, at a fixed place of a GPU's memory, so that the work can be recorded once.
+pub struct StepInputs {
+    /// Tokens, sequences, positions and slots `[n]` each, the pages of each sequence `[n, P]`, and how each next token is drawn `[n, 8]`; u32.
+    words: Tensor,
+    n: usize,
+    pages: usize,
+}
+
+/// A row of [`StepInputs`].
+pub struct StepRow<'a> {
+    pub token: u32,
+    pub position: usize,
+    /// The pages of the sequence, with room for this token.
+    pub pages: &'a [u32],
+    /// How the next token is drawn.
+    pub draw: Draw,
+}
+
+impl StepInputs {
+    /// For `n` sequences of at most `tokens` tokens.
+    pub fn new(device: Device, n: usize, tokens: usize) -> StepInputs {
+        let pages = tokens.div_ceil(PAGE_TOKENS);
+        StepInputs { words: Tensor::owned_on(device, [n * (4 + pages + Draw::WORDS)], DType::U32), n, pages }
+    }
+
+    /// Takes the rows of the next pass.
+    ///
+    /// # Panics
+    /// If there are not `n`, or a sequence has too few or too many pages.
+    pub fn fill(&mut self, rows: &[StepRow]) {
+        assert_eq!(rows.len(), self.n, "rows of a step");
+        let slot = |row: &StepRow| {
+            row.pages[row.position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (row.position % PAGE_TOKENS) as u32
+        };
+        let mut words: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        words.extend(0..self.n as u32);
+        words.extend(rows.iter().map(|row| row.position as u32));
+        words.extend(rows.iter().map(slot));
+        for (i, row) in rows.iter().enumerate() {
+            words.extend(row.pages);
+            assert!(row.pages.len() <= self.pages, "{} pages in a table of {}", row.pages.len(), self.pages);
+            words.resize(4 * self.n + (i + 1) * self.pages, 0);
+        }
+        words.extend(rows.iter().flat_map(|row| row.draw.words()));
+        self.words.copy_from_slice(&words);
+    }
+
+    /// How each token is drawn, `[n, 8]`.
+    pub fn draws(&self) -> Tensor {
+        self.words.view(self.n * (4 + self.pages), [self.n, Draw::WORDS])
+    }
+}
+
 /// A pass over the next tokens of cached sequences.
 pub struct Cached<'a> {
     pub(super) pieces: Vec<Piece<'a>>,
     pub(super) pool: &'a mut KvPool,
     pub(super) placement: Placement,
+    /// All tokens `[N]`, in the order of the rows.
+    pub(super) ids: Tensor,
 }
 
 impl<'a> Cached<'a> {
@@ -111,12 +167,18 @@ impl<'a> Cached<'a> {
     pub fn new(arena: &Arena, pieces: Vec<Piece<'a>>, pool: &'a mut KvPool) -> Cached<'a> {
         let placed = pieces.iter().map(|piece| (piece.start, piece.tokens.len(), piece.pages));
         let placement = Placement::new(arena, placed);
-        Cached { pieces, pool, placement }
+        let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens).copied().collect();
+        let ids = Tensor::from_slice(arena, [tokens.len()], &tokens);
+        Cached { pieces, pool, placement, ids }
     }
 
-    /// All tokens, in the order of the rows.
-    pub fn tokens(&self) -> Vec<u32> {
-        self.pieces.iter().flat_map(|piece| piece.tokens).copied().collect()
+    /// The pass that `inputs` describe, at most to position `last`: of sequences that carry nothing along but keys and values.
+    pub fn of_step(inputs: &StepInputs, last: usize, pool: &'a mut KvPool) -> Cached<'a> {
+        let [ids, sequences, positions, slots] =
+            [0, 1, 2, 3].map(|part| inputs.words.view(part * inputs.n, [inputs.n]));
+        let tables = inputs.words.view(4 * inputs.n, [inputs.n, inputs.pages]);
+        let placement = Placement::of_rows([sequences, positions, slots], tables, last);
+        Cached { pieces: Vec::new(), pool, placement, ids }
     }
 
     /// The state of the only sequence, and its tokens in this pass.

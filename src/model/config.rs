@@ -124,6 +124,12 @@ impl ModelConfig {
         !(self.has_kda() || abacus.enabled || memory.enabled || ends_early)
     }
 
+    /// Whether a pass over one token of each of several sequences is the same work every time, whatever the tokens: the host says nothing of
+    /// them that is not in [`StepInputs`](super::StepInputs).
+    pub fn steps_are_alike(&self) -> bool {
+        self.sequences_mix() && !self.parts.digits.enabled
+    }
+
     /// The window of layer `layer`, none for all of the past.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         let pattern = self.window_pattern.as_bytes();

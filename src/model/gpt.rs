@@ -389,7 +389,7 @@ impl Gpt {
         let trunk = self.trunk_cached(tape, cached);
         let rows = match trunk.end {
             TrunkEnd::Early { .. } => None,
-            _ => Some(Selection::new(tape.arena(), rows)),
+            _ => Some(Selection::new(tape.arena(), rows, cached.placement.rows())),
         };
         let select = |tape: &mut Tape, h: &Var| {
             let selected = rows.as_ref().expect("not of an early end").of(tape.arena(), h.value());
@@ -470,14 +470,17 @@ impl Gpt {
 
 /// Rows of a pass that something is wanted of.
 enum Selection {
+    All,
     One(usize),
     /// Their numbers, u32.
     Several(Tensor),
 }
 
 impl Selection {
-    fn new(arena: &Arena, rows: &[usize]) -> Selection {
+    /// Of a pass of `n` rows.
+    fn new(arena: &Arena, rows: &[usize], n: usize) -> Selection {
         match *rows {
+            _ if rows.iter().copied().eq(0..n) => Selection::All,
             [row] => Selection::One(row),
             _ => {
                 let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
@@ -490,6 +493,7 @@ impl Selection {
     fn of(&self, arena: &Arena, x: &Tensor) -> Tensor {
         let [_, cols] = x.shape().rows_cols();
         match self {
+            Selection::All => x.clone(),
             Selection::One(row) => x.view(row * cols, [1, cols]),
             Selection::Several(rows) => embedding::forward(arena, x, rows),
         }

@@ -20,7 +20,7 @@ pub mod carried;
 pub mod energy;
 pub mod gpt;
 
-pub use cache::{Cached, KvCache, KvPool, Piece, SequenceState};
+pub use cache::{Cached, KvCache, KvPool, Piece, SequenceState, StepInputs, StepRow};
 pub use carried::Carried;
 pub use config::{ModelConfig, Stages};
 pub use gpt::Gpt;

@@ -101,6 +101,18 @@ impl Placement {
         }
     }
 
+    /// Of one row of each of `n` sequences, from tensors on a GPU: positions, slots, and tables of pages `[n, P]`; no position is beyond `last`.
+    /// What they hold may change from pass to pass.
+    pub fn of_rows([sequences, positions, slots]: [Tensor; 3], tables: Tensor, last: usize) -> Placement {
+        let seen = (last + 1) * positions.elems();
+        Placement { sequences, positions, slots, tables, last, seen }
+    }
+
+    /// The largest position that passes with the kernels of `last` take: those of whole parts, twice as many from one to the next.
+    pub fn round_up(last: usize) -> usize {
+        (last / SPLIT_KEYS + 1).next_power_of_two() * SPLIT_KEYS - 1
+    }
+
     /// Rows of the pass.
     pub fn rows(&self) -> usize {
         self.positions.elems()

@@ -37,19 +37,34 @@ const VOCABULARY_MAX: usize = 1 << 23;
 /// A token of each row of `logits [N, V]`, on a GPU; none where logits make no distribution, for the reason ask [`most_probable`].
 ///
 /// # Panics
-/// If there are not as many draws as rows, or too many tokens.
+/// If there are not as many draws as rows, a draw from none, or too many tokens.
 pub fn forward(arena: &Arena, logits: &Tensor, draws: &[Draw]) -> Vec<Option<u32>> {
+    let n = draws.len();
+    assert!(draws.iter().all(|draw| draw.top_k > 0), "a draw from no token");
+    let how: Vec<u32> = draws.iter().flat_map(Draw::words).collect();
+    let (how, mut tokens) = (Tensor::from_slice(arena, [n, Draw::WORDS], &how), Tensor::uninit(arena, [n], DType::U32));
+    draw_into(&mut tokens, logits, &how);
+    read(&tokens)
+}
+
+/// Draws into `tokens [N]`, from `logits [N, V]` on a GPU, as the words of `how [N, 8]` say; for [`read`].
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn draw_into(tokens: &mut Tensor, logits: &Tensor, how: &Tensor) {
     let ([n, v], Device::Gpu(gpu)) = (logits.shape().rows_cols(), logits.device()) else {
         panic!("rows of logits on the processor are drawn from one by one")
     };
-    assert!(draws.len() == n && v < VOCABULARY_MAX && draws.iter().all(|draw| draw.top_k > 0), "{n} rows of {v}");
-    let how: Vec<u32> = draws.iter().flat_map(Draw::words).collect();
-    let (how, mut tokens) = (Tensor::from_slice(arena, [n, 8], &how), Tensor::uninit(arena, [n], DType::U32));
+    assert!(tokens.elems() == n && how.dims() == [n, Draw::WORDS] && v < VOCABULARY_MAX, "draws from {n} rows of {v}");
     by_dtype!(
         logits.dtype(),
         sample_fwd_block_per_row_f32 | sample_fwd_block_per_row_bf16,
         (gpu, Grid::linear(n), tokens.ptr_mut(), logits.ptr(), how.ptr(), v)
     );
+}
+
+/// What was drawn.
+pub fn read(tokens: &Tensor) -> Vec<Option<u32>> {
     let tokens = tokens.to(Device::Cpu);
     tokens.as_slice::<u32>().iter().map(|&token| (token != NOTHING && token != NOT_A_NUMBER).then_some(token)).collect()
 }
@@ -58,8 +73,11 @@ impl Draw {
     /// The most probable token.
     pub const FIRST: Draw = Draw { uniform: 0, scale: 1.0, top_k: 1, top_p: 0, least_weight: 0 };
 
+    /// Words of a draw.
+    pub const WORDS: usize = 8;
+
     /// As the kernel takes it.
-    fn words(&self) -> [u32; 8] {
+    pub fn words(&self) -> [u32; Draw::WORDS] {
         let [u, p, w] = [self.uniform, self.top_p, self.least_weight].map(|word| [word as u32, (word >> 32) as u32]);
         [u[0], u[1], p[0], p[1], w[0], w[1], self.top_k, self.scale.to_bits()]
     }

@@ -2,7 +2,9 @@
 
 use super::{random_params, small_model};
 use crate::data::assert_user_error;
+use crate::ops::simulators;
 use nanochat_gpu::data::random::Draw;
+use nanochat_gpu::device::Device;
 use nanochat_gpu::infer::engine::log_probs;
 use nanochat_gpu::infer::{
     Engine, EngineOptions, Event, Finish, Held, LogProbs, Request, RequestId, Sampler, SamplerOptions, Submission,
@@ -253,4 +255,42 @@ fn log_probabilities_are_those_of_the_softmax() {
     let near = |a: f32, b: f32| (a - b).abs() <= 1e-6;
     assert!(near(got.drawn, want(2)) && got.likeliest.iter().all(|&(id, p)| near(p, want(id as usize))));
     assert_eq!(log_probs(&logits, 0, 0).likeliest, []);
+}
+
+/// Tokens are drawn on the device, steps recorded and replayed; log-probabilities are drawn on the host from logits that come from there. Sequences
+/// join and leave meanwhile.
+#[test]
+fn a_simulated_gpu_gives_the_tokens_of_the_processor() {
+    let Some(&gpu) = simulators().first() else { return };
+    let mut with_stages =
+        ModelConfig { width: 32, heads: 2, kv_heads: 1, head_dim: 16, ..ModelConfig::from_depth(3, VOCABULARY, 400) };
+    with_stages.parts.psyche.enabled = true;
+    for model in [small_model(VOCABULARY, 400), Gpt::new(with_stages, DType::F32).unwrap()] {
+        let params = random_params(&model, DType::F32);
+        let (there, of_there) = (model.clone().to(Device::Gpu(gpu)), params.clone().to(Device::Gpu(gpu)));
+        let plain = |submission: Submission| Submission { logprobs: None, ..submission };
+        let outcomes = |model: &Gpt, params: &Params, records: bool| {
+            let options =
+                EngineOptions { pages: 40, records, ..EngineOptions::new(model.config(), DType::F32, 3, None) };
+            let mut engine = Engine::new(model.clone(), params, options).unwrap();
+            let prompts: Vec<Vec<u32>> = (1..5).map(|i| integers(&format!("prompt {i}"), 9 * i, VOCABULARY)).collect();
+            for (i, prompt) in prompts.iter().enumerate() {
+                let submission = submission(prompt, 5 + 3 * i, i as u64);
+                engine.submit(if i == 1 { submission } else { plain(submission) }).unwrap();
+            }
+            let mut outcomes = HashMap::new();
+            run(&mut engine, &mut outcomes);
+            let mut outcomes: Vec<(RequestId, Outcome)> = outcomes.into_iter().collect();
+            outcomes.sort_by_key(|(id, _)| *id);
+            (
+                outcomes.into_iter().map(|(_, outcome)| (outcome.tokens, outcome.finish)).collect::<Vec<_>>(),
+                engine.replayed(),
+            )
+        };
+        let (want, replayed) = outcomes(&model, &params, true);
+        assert!(want.len() == 4 && replayed == 0, "the processor records nothing");
+        let (got, replayed) = outcomes(&there, &of_there, true);
+        assert!(got == want && replayed > 5, "{got:?} instead of {want:?}, {replayed} steps replayed");
+        assert_eq!(outcomes(&there, &of_there, false), (want, 0));
+    }
 }

@@ -206,8 +206,7 @@ impl Gpt {
 
     /// The trunk over the next tokens of cached sequences; a single token may end after Id.
     pub(super) fn trunk_cached(&self, tape: &mut Tape, cached: &mut Cached) -> Trunk {
-        let (tokens, config) = (cached.tokens(), &self.config);
-        let ids = Tensor::from_slice(tape.arena(), [tokens.len()], &tokens);
+        let (ids, config) = (cached.ids.clone(), &self.config);
         let trunk = self.trunk(tape, &ids, Pass::Cached(cached));
         if let (TrunkEnd::Early { id, .. }, Some(stages)) = (&trunk.end, config.stages()) {
             for block in &self.blocks[stages.id.end..] {
