@@ -149,10 +149,8 @@ struct Row {
         if (part != 0) {
             atomicAdd(&stotal, part);
         }
-        __syncthreads();  // the total is there
-        const u64 total = stotal;
-        __syncthreads();  // all have read it
-        return total;
+        __syncthreads();  // the total is there; between two sums are other barriers
+        return stotal;
     }
 
     static __device__ __forceinline__ u32 min(u32 a, u32 b) { return a < b ? a : b; }
