@@ -9,19 +9,22 @@
 //! depends on the other rows of a pass, on pieces, or on what was found in the index of prefixes. Models whose sequences have states of
 //! their own ([`ModelConfig::sequences_mix`]) take them one at a time, in pieces that end at multiples of [`PIECE_TOKENS`], and share no prefixes.
 
+mod recorded;
+mod said;
+
 use super::pages::{OutOfPages, PageCopy, PageTable, Pages};
 use super::rules::Rules;
 use super::{Finish, Footprint, Sampler, check_prompt, reserve_arena};
 use crate::device::Device;
-use crate::device::driver::GraphId;
-use crate::model::gpt::Output;
-use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState, StepInputs, StepRow};
-use crate::ops::paged_attention::{PAGE_TOKENS, Placement};
-use crate::ops::sample::{self, Draw};
+use crate::model::{Cached, Gpt, KvPool, ModelConfig, Piece, SequenceState};
+use crate::ops::paged_attention::PAGE_TOKENS;
+use crate::ops::sample::Draw;
 use crate::tape::Tape;
-use crate::tensor::{Arena, DType, Params, Tensor};
+use crate::tensor::{Arena, DType, Params};
 use crate::user_bail;
 use anyhow::{Context, bail};
+use recorded::RecordedStep;
+use said::{Next, Said};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Most tokens of one sequence in a pass.
@@ -398,69 +401,6 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// The largest position of a pass that can be recorded: on a GPU, one token of each sequence, after which the next is drawn there.
-    fn rows_of_step(&self, plan: &[(usize, usize)]) -> Option<usize> {
-        let Device::Gpu(_) = self.params.device() else { return None };
-        let is_step = |&(at, t): &(usize, usize)| {
-            let sequence = &self.running[at];
-            t == 1 && sequence.passed + 1 == sequence.tokens.len() && sequence.draw_alone().is_some()
-        };
-        let is_recorded = self.options.records && self.config().steps_are_alike() && plan.iter().all(is_step);
-        is_recorded.then(|| plan.iter().map(|&(at, _)| self.running[at].passed).max()).flatten()
-    }
-
-    /// As [`Engine::pass`], where the same work was recorded, or will be.
-    fn recorded_pass(&mut self, plan: &[(usize, usize)], last: usize) -> anyhow::Result<Vec<(usize, Said)>> {
-        let Device::Gpu(gpu) = self.params.device() else { panic!("the processor records nothing") };
-        let (n, context) = (plan.len(), self.context());
-        let last = Placement::round_up(last).min(self.config().max_seq_len - 1);
-        let new = || RecordedStep::new(self.params.device(), n, context);
-        let step = self.steps.entry((n, last)).or_insert_with(new);
-        let rows: Vec<StepRow> = (plan.iter().map(|&(at, _)| &self.running[at]))
-            .map(|sequence| StepRow {
-                token: sequence.tokens[sequence.passed],
-                position: sequence.passed,
-                pages: sequence.table.numbers(),
-                draw: sequence.draw_alone().expect("looked at before"),
-            })
-            .collect();
-        step.inputs.fill(&rows);
-        let RecordedStep { inputs, tokens, psyche, recording } = step;
-        let mut work = || {
-            let mut cached = Cached::of_step(inputs, last, &mut self.pool);
-            let all: Vec<usize> = (0..n).collect();
-            let output = self.model.next_of(&mut Tape::by_rows(&self.arena, self.params), &mut cached, &all);
-            sample::draw_into(tokens, &output.logits, &inputs.draws());
-            if let Some(weights) = &output.psyche {
-                psyche
-                    .get_or_insert_with(|| Tensor::owned_on(weights.device(), weights.shape(), weights.dtype()))
-                    .copy_from(weights);
-            }
-        };
-        match *recording {
-            // Once as it is written, so that its kernels are loaded.
-            Recording::Cold => (work(), *recording = Recording::Warm).1,
-            Recording::Warm => {
-                let graph = gpu.capture(work).context("recording a step")?;
-                *recording = Recording::Done(graph);
-                gpu.replay(graph);
-            }
-            Recording::Done(graph) => {
-                gpu.replay(graph);
-                self.replayed += 1;
-            }
-        }
-        let (drawn, weights) = (sample::read(tokens), psyche.as_ref().map(Tensor::to_f64));
-        self.params.device().synchronise()?;
-        self.arena.reset();
-        self.note_passed(plan);
-        let said = plan.iter().enumerate().map(|(i, &(at, _))| {
-            let psyche = weights.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
-            (at, Said { next: drawn[i].map_or(Next::Nothing, Next::Token), psyche })
-        });
-        Ok(said.collect())
-    }
-
     /// Counts what passed, and lets others share it.
     fn note_passed(&mut self, plan: &[(usize, usize)]) {
         for &(at, t) in plan {
@@ -551,74 +491,6 @@ fn check_room(config: &ModelConfig, prompt: &[u32], room: usize) -> anyhow::Resu
         user_bail!("the prompt has {given} tokens and there are pages for {room}; shorten it or give more memory");
     }
     Ok(())
-}
-
-/// A pass over one token of each of several sequences, with the next one drawn, which a GPU does the same way every time.
-struct RecordedStep {
-    inputs: StepInputs,
-    /// `[n]`, what was drawn.
-    tokens: Tensor,
-    /// `[n, 3]`, of a model with a controller.
-    psyche: Option<Tensor>,
-    recording: Recording,
-}
-
-#[derive(Clone, Copy)]
-enum Recording {
-    Cold,
-    Warm,
-    Done(GraphId),
-}
-
-impl RecordedStep {
-    /// Of `n` sequences of at most `context` tokens.
-    fn new(device: Device, n: usize, context: usize) -> RecordedStep {
-        let (inputs, tokens) = (StepInputs::new(device, n, context), Tensor::owned_on(device, [n], DType::U32));
-        RecordedStep { inputs, tokens, psyche: None, recording: Recording::Cold }
-    }
-}
-
-/// What comes of one row.
-enum Next {
-    /// The device drew it.
-    Token(u32),
-    /// The device found nothing that can be drawn.
-    Nothing,
-    /// Nobody drew yet.
-    Logits(Vec<f32>),
-}
-
-/// What the model says of one row.
-struct Said {
-    next: Next,
-    psyche: Option<[f32; 3]>,
-}
-
-impl Said {
-    /// Of each row of `output`. A GPU draws where a draw depends on the logits alone, so that these need not come here.
-    fn of(output: &Output, arena: &Arena, draws: &[Option<Draw>]) -> Vec<Said> {
-        let [n, v] = output.logits.shape().rows_cols();
-        let drawn = match output.logits.device() {
-            Device::Gpu(_) if draws.iter().any(Option::is_some) => {
-                let all: Vec<Draw> = draws.iter().map(|draw| draw.unwrap_or(Draw::FIRST)).collect();
-                sample::forward(arena, &output.logits, &all)
-            }
-            _ => vec![None; n],
-        };
-        let psyche = output.psyche.as_ref().map(|weights| weights.to_f64());
-        let row = |i: usize| {
-            let next = match drawn[i].filter(|_| draws[i].is_some()) {
-                Some(token) => Next::Token(token),
-                None => {
-                    let logits = output.logits.view(i * v, [v]).cast(arena, DType::F32).to(Device::Cpu);
-                    Next::Logits(logits.as_slice::<f32>().to_vec())
-                }
-            };
-            let psyche = psyche.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
-            Said { next, psyche }
-        };
-        (0..n).map(row).collect()
-    }
 }
 
 impl Sequence {
