@@ -321,7 +321,7 @@ impl<'m> Engine<'m> {
         };
         let mut said = Vec::new();
         for pass in passes {
-            said.extend(match self.rows_of_step(pass) {
+            said.extend(match self.last_of_step(pass) {
                 Some(last) => self.recorded_pass(pass, last)?,
                 None => self.pass(pass)?,
             });

@@ -1,7 +1,7 @@
 //! Steps that a GPU does again from a recording: one token of each of several sequences, and the next one drawn.
 
 use super::Engine;
-use super::said::{Next, Said};
+use super::said::{Next, Said, stage_weights};
 use crate::device::Device;
 use crate::device::driver::GraphId;
 use crate::model::{Cached, StepInputs, StepRow};
@@ -38,7 +38,7 @@ impl RecordedStep {
 
 impl Engine<'_> {
     /// The largest position of a pass that can be recorded: on a GPU, one token of each sequence, after which the next is drawn there.
-    pub(super) fn rows_of_step(&self, plan: &[(usize, usize)]) -> Option<usize> {
+    pub(super) fn last_of_step(&self, plan: &[(usize, usize)]) -> Option<usize> {
         let Device::Gpu(_) = self.params.device() else { return None };
         let is_step = |&(at, t): &(usize, usize)| {
             let sequence = &self.running[at];
@@ -97,8 +97,8 @@ impl Engine<'_> {
         self.arena.reset();
         self.note_passed(plan);
         let said = plan.iter().enumerate().map(|(i, &(at, _))| {
-            let psyche = weights.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
-            (at, Said { next: drawn[i].map_or(Next::Nothing, Next::Token), psyche })
+            let next = drawn[i].map_or(Next::Nothing, Next::Token);
+            (at, Said { next, psyche: stage_weights(weights.as_deref(), i) })
         });
         Ok(said.collect())
     }

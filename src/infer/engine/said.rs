@@ -42,9 +42,13 @@ impl Said {
                     Next::Logits(logits.as_slice::<f32>().to_vec())
                 }
             };
-            let psyche = psyche.as_ref().map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32]);
-            Said { next, psyche }
+            Said { next, psyche: stage_weights(psyche.as_deref(), i) }
         };
         (0..n).map(row).collect()
     }
+}
+
+/// Those of row `i` in `weights [N, 3]`.
+pub(super) fn stage_weights(weights: Option<&[f64]>, i: usize) -> Option<[f32; 3]> {
+    weights.map(|w| [w[3 * i] as f32, w[3 * i + 1] as f32, w[3 * i + 2] as f32])
 }
