@@ -8,8 +8,8 @@ use nanochat_gpu::error::is_user_error;
 use nanochat_gpu::tensor::BlockType;
 use nanochat_gpu::verify::{made_blocks, normals};
 
-/// Rows of weights: less than a panel, on its edge, several with a part of one.
-const OUTPUTS: &[usize] = &[1, 8, 97];
+/// Rows of weights: less than a panel, on its edge, two with a part of the second, an odd number with a part of the last.
+const OUTPUTS: &[usize] = &[1, 8, 13, 97];
 /// Rows of activations: tiles whole, in part, and several of them; more than a task passes at once.
 const ROWS: &[usize] = &[1, 2, 3, 5, 8, 17, 70];
 

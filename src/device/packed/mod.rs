@@ -8,6 +8,8 @@
 pub mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod gpu;
 mod panels;
 mod scalar;
@@ -22,6 +24,7 @@ use panels::LANES;
 use rayon::prelude::*;
 use slab::Bytes;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 /// A matrix of weights `[rows, cols]`. Cloning shares the bytes.
@@ -197,23 +200,36 @@ fn is_quantised(kind: BlockType) -> bool {
     kind.block_elems() > 1
 }
 
-/// Which kernels multiply.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Which kernels multiply. Machines that run one run those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kernels {
     /// Plain Rust; slow on a processor without fused multiply-adds, which it computes by software.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same, and AVX-512 F, BW and VNNI.
+    Avx512,
 }
 
 impl Kernels {
     /// All that this machine can run, the best last.
     pub fn available() -> Vec<Kernels> {
+        #[allow(unused_mut)]
+        let mut kernels = vec![Kernels::Scalar];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return vec![Kernels::Scalar, Kernels::Avx2];
+            kernels.push(Kernels::Avx2);
+            let has_512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if has_512 && is_x86_feature_detected!("avx512vnni") {
+                kernels.push(Kernels::Avx512);
+            }
         }
-        vec![Kernels::Scalar]
+        kernels
+    }
+
+    /// Panels that are multiplied together where there are as many.
+    fn panels(self) -> usize {
+        if self == Kernels::Avx512 { 2 } else { 1 }
     }
 }
 
@@ -239,7 +255,7 @@ pub fn product_by(kernels: Kernels, y: &mut [f32], x: &[f32], weight: PackedWeig
     assert!(x.len().is_multiple_of(cols), "{} elements in rows of {cols}", x.len());
     let (n, o) = (x.len() / cols, matrices.iter().map(|matrix| matrix.rows).sum::<usize>());
     assert_eq!(y.len(), n * o, "elements of a product of {n} rows with {matrices:?}");
-    assert!(kernels == Kernels::Scalar || kernels == *BEST, "{kernels:?} on this machine");
+    assert!(kernels <= *BEST, "{kernels:?} on this machine");
     let rows = Rows { x, cols };
     let shared = SharedMut::new(y);
     let product = |quantised: Option<Quantised>| {
@@ -264,7 +280,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows that meet a panel together: four sums, four vectors of integers, and the weights fill the registers.
+/// Rows that meet a panel together, at most: four sums, four vectors of integers, and the weights fill the registers; there are twice as
+/// many where two panels are multiplied together.
 const TILE: usize = 4;
 /// Rows of activations that all panels of a task pass before the next: with 1536 columns 150 KiB, which L2 holds.
 const ROWS: usize = 64;
@@ -284,6 +301,21 @@ struct Product<'a> {
     kernels: Kernels,
 }
 
+/// The kernel of a module for weights of a kind, called.
+macro_rules! by_kind {
+    ($kernels:ident, $product:expr, $kind:expr, $weights:expr, $first:expr) => {
+        match $kind {
+            BlockType::F32 => $kernels::f32($weights, $product.rows, $first),
+            BlockType::F16 => $kernels::f16($weights, $product.rows, $first),
+            BlockType::Bf16 => $kernels::bf16($weights, $product.rows, $first),
+            BlockType::Q8_0 => $kernels::q8_0($weights, $product.quantised(), $first),
+            BlockType::Q4_0 => $kernels::q4_0($weights, $product.quantised(), $first),
+            BlockType::Q4_1 => $kernels::q4_1($weights, $product.quantised(), $first),
+            BlockType::Q6K => $kernels::q6_k($weights, $product.quantised(), $first),
+        }
+    };
+}
+
 impl Product<'_> {
     fn run(&self) {
         let panels = self.matrices.iter().map(|matrix| matrix.rows.div_ceil(LANES)).sum::<usize>();
@@ -300,13 +332,16 @@ impl Product<'_> {
 
     /// Panels `from..end`, counted through all matrices.
     fn panels(&self, from: usize, end: usize) {
+        // Memory bounds a single row, and answers it faster where it reads on at one place.
+        let together = if self.n == 1 { 1 } else { self.kernels.panels() };
         let (mut first_panel, mut first_output) = (0, 0);
         for matrix in self.matrices {
             let panels = matrix.rows.div_ceil(LANES);
             let [from, end] = [from, end].map(|panel| panel.clamp(first_panel, first_panel + panels) - first_panel);
             for first in (0..self.n).step_by(ROWS) {
-                for panel in from..end {
-                    self.panel(matrix, panel, first_output + panel * LANES, first..self.n.min(first + ROWS));
+                for panel in (from..end).step_by(together) {
+                    let panels = panel..end.min(panel + together);
+                    self.rows(matrix, panels, first_output + panel * LANES, first..self.n.min(first + ROWS));
                 }
             }
             first_panel += panels;
@@ -314,66 +349,89 @@ impl Product<'_> {
         }
     }
 
-    /// A panel whose outputs begin at `output`, with some rows of x.
-    fn panel(&self, matrix: &PackedMatrix, panel: usize, output: usize, rows: std::ops::Range<usize>) {
-        let (weights, lanes) = (matrix.panel(panel), LANES.min(matrix.rows - panel * LANES));
+    /// Panels that are multiplied together, whose outputs begin at `output`, with some rows of x.
+    fn rows(&self, matrix: &PackedMatrix, panels: Range<usize>, output: usize, rows: Range<usize>) {
         let terms = if is_quantised(matrix.kind) { self.terms } else { 1 };
         let (mut next, end) = (rows.start * terms, rows.end * terms);
         while next < end {
             // Whole rows of y, for a tile is a multiple of the terms.
-            let tile = TILE.min(end - next);
-            let sums = match tile {
-                1 => pad(self.tile::<1>(matrix.kind, weights, next)),
-                2 => pad(self.tile::<2>(matrix.kind, weights, next)),
-                3 => pad(self.tile::<3>(matrix.kind, weights, next)),
-                _ => self.tile::<TILE>(matrix.kind, weights, next),
+            let tile = match end - next {
+                left if left >= 2 * TILE && panels.len() == 2 => 2 * TILE,
+                left => left.min(TILE),
             };
-            for (row, sums) in sums[..tile].chunks_exact(terms).enumerate() {
-                // SAFETY: columns of this panel in a row of y; a panel is one task's.
-                let y = unsafe { self.y.slice((next / terms + row) * self.o + output, lanes) };
-                for (lane, y) in y.iter_mut().enumerate() {
-                    let sum = sums[1..].iter().fold(sums[0][lane], |sum, term| sum + term[lane]);
-                    *y = if self.mode == WriteMode::Accumulate { *y + sum } else { sum };
-                }
+            match tile {
+                1 => self.tile::<1>(matrix, panels.clone(), next, output),
+                2 => self.tile::<2>(matrix, panels.clone(), next, output),
+                3 => self.tile::<3>(matrix, panels.clone(), next, output),
+                TILE => self.tile::<TILE>(matrix, panels.clone(), next, output),
+                _ => self.tile::<{ 2 * TILE }>(matrix, panels.clone(), next, output),
             }
             next += tile;
         }
     }
 
-    fn tile<const N: usize>(&self, kind: BlockType, weights: &[u8], first: usize) -> scalar::Sums<N> {
-        let rows = self.rows;
-        let quantised = || self.quantised.expect("rows are quantised where a matrix is");
+    /// `N` rows of activations, quantised where the weights are, from `first` on.
+    fn tile<const N: usize>(&self, matrix: &PackedMatrix, panels: Range<usize>, first: usize, output: usize) {
+        let lanes = (panels.len() * LANES).min(matrix.rows - panels.start * LANES);
         #[cfg(target_arch = "x86_64")]
-        if self.kernels == Kernels::Avx2 {
-            // SAFETY: the machine has AVX2, FMA and F16C (`product_by`); `weights` is a panel of `kind` of the rows' width, and the
-            // rows exist.
-            return unsafe {
-                match kind {
-                    BlockType::F32 => avx2::f32(weights, rows, first),
-                    BlockType::F16 => avx2::f16(weights, rows, first),
-                    BlockType::Bf16 => avx2::bf16(weights, rows, first),
-                    BlockType::Q8_0 => avx2::q8_0(weights, quantised(), first),
-                    BlockType::Q4_0 => avx2::q4_0(weights, quantised(), first),
-                    BlockType::Q4_1 => avx2::q4_1(weights, quantised(), first),
-                    BlockType::Q6K => avx2::q6_k(weights, quantised(), first),
-                }
-            };
+        if panels.len() == 2 {
+            let weights = [matrix.panel(panels.start), matrix.panel(panels.start + 1)];
+            return self.write(matrix, &self.pair_by_avx512::<N>(matrix.kind, weights, first), first, output, lanes);
         }
-        match kind {
-            BlockType::F32 => scalar::f32(weights, rows, first),
-            BlockType::F16 => scalar::f16(weights, rows, first),
-            BlockType::Bf16 => scalar::bf16(weights, rows, first),
-            BlockType::Q8_0 => scalar::q8_0(weights, quantised(), first),
-            BlockType::Q4_0 => scalar::q4_0(weights, quantised(), first),
-            BlockType::Q4_1 => scalar::q4_1(weights, quantised(), first),
-            BlockType::Q6K => scalar::q6_k(weights, quantised(), first),
+        let weights = matrix.panel(panels.start);
+        #[cfg(target_arch = "x86_64")]
+        if self.kernels >= Kernels::Avx2 {
+            return self.write(matrix, &self.panel_by_avx2::<N>(matrix.kind, weights, first), first, output, lanes);
+        }
+        self.write(matrix, &self.panel_by_scalars::<N>(matrix.kind, weights, first), first, output, lanes);
+    }
+
+    /// Writes `lanes` outputs of each row of a tile.
+    fn write<const L: usize>(
+        &self,
+        matrix: &PackedMatrix,
+        sums: &[[f32; L]],
+        first: usize,
+        output: usize,
+        lanes: usize,
+    ) {
+        let terms = if is_quantised(matrix.kind) { self.terms } else { 1 };
+        for (row, sums) in sums.chunks_exact(terms).enumerate() {
+            let mut sum = sums[0];
+            for term in &sums[1..] {
+                sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+            }
+            // SAFETY: columns of these panels in a row of y; a panel is one task's.
+            let y = unsafe { self.y.slice((first / terms + row) * self.o + output, lanes) };
+            match (self.mode, <&mut [f32; L]>::try_from(&mut *y)) {
+                (WriteMode::Overwrite, Ok(y)) => *y = sum,
+                (WriteMode::Overwrite, Err(_)) => y.copy_from_slice(&sum[..lanes]),
+                (WriteMode::Accumulate, _) => y.iter_mut().zip(sum).for_each(|(y, sum)| *y += sum),
+            }
         }
     }
-}
 
-/// The sums of fewer rows as those of a whole tile.
-fn pad<const N: usize>(sums: scalar::Sums<N>) -> scalar::Sums<TILE> {
-    let mut whole = [[0.0; LANES]; TILE];
-    whole[..N].copy_from_slice(&sums);
-    whole
+    #[cfg(target_arch = "x86_64")]
+    fn pair_by_avx512<const N: usize>(&self, kind: BlockType, weights: [&[u8]; 2], first: usize) -> avx512::Sums<N> {
+        assert!(self.kernels == Kernels::Avx512, "two panels at once");
+        // SAFETY: the machine has AVX-512 F, BW and VNNI (`product_by`); `weights` are panels of `kind` of the rows' width, and the
+        // rows exist.
+        unsafe { by_kind!(avx512, self, kind, weights, first) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn panel_by_avx2<const N: usize>(&self, kind: BlockType, weights: &[u8], first: usize) -> scalar::Sums<N> {
+        assert!(self.kernels >= Kernels::Avx2, "vectors");
+        // SAFETY: the machine has AVX2, FMA and F16C (`product_by`); `weights` is a panel of `kind` of the rows' width, and the
+        // rows exist.
+        unsafe { by_kind!(avx2, self, kind, weights, first) }
+    }
+
+    fn panel_by_scalars<const N: usize>(&self, kind: BlockType, weights: &[u8], first: usize) -> scalar::Sums<N> {
+        by_kind!(scalar, self, kind, weights, first)
+    }
+
+    fn quantised(&self) -> Quantised<'_> {
+        self.quantised.expect("rows are quantised where a matrix is")
+    }
 }
