@@ -1,11 +1,12 @@
 //! `sample`: continues a text with a trained model.
 
-use super::output::{print, stream};
+use super::output::{note, print, stream};
 use crate::device::choice::{self, SimMode};
 use crate::formats::checkpoint::{LoadedModel, load_for_inference};
 use crate::infer::generate::cache;
 use crate::infer::{Drawn, Finish, Generation, Request, Rerank, Sampler, SamplerOptions};
 use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, generate_on, memory_file};
+use crate::model::KvCache;
 use crate::model::psyche::STAGES;
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer};
@@ -15,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Continue a text with a trained model
 #[derive(Debug, Args)]
@@ -137,12 +138,8 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     check_prompt(opened.model.config(), &prompt)?;
     opened.model = opened.model.leaning(lean);
     let task = Task { opened: &opened, tokenizer: &tokenizer, sampler: &sampler, command: &command, prompt: &prompt };
-    if let Some(file) = &command.memory {
-        // Before anything is printed.
-        let request = Request { prompt: &prompt, tokens_max: 0, sequence: 0, stop_ids: &[] };
-        let (model, params) = (&opened.model, &opened.params);
-        memory_file::load(file, model, params, &mut cache(model, params, &request))?;
-    }
+    // Before anything is printed. With a memory there is one continuation.
+    let mut remembering = command.memory.as_deref().map(|file| task.remembering(file)).transpose()?;
     let mut samples = Vec::new();
     for number in 0..command.number {
         let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
@@ -151,7 +148,7 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
             return Ok(());
         }
         let sample = match command.best_of {
-            None => task.draw(number, &mut show)?,
+            None => task.draw(number, remembering.take(), &mut show)?,
             Some(candidates) => task.best(number, candidates, &mut show)?,
         };
         if show("\n")?.is_break() {
@@ -206,28 +203,44 @@ struct Task<'a> {
 type Show<'a> = &'a mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>;
 
 impl Task<'_> {
-    /// The best of `candidates` continuations, shown with its score.
+    fn request(&self, sequence: u64) -> Request<'_> {
+        let Task { opened, command, prompt, .. } = *self;
+        Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &opened.text.eos }
+    }
+
+    /// A cache whose memory holds what `file` does.
+    fn remembering(&self, file: &Path) -> anyhow::Result<KvCache> {
+        let LoadedModel { model, params, .. } = self.opened;
+        let mut cache = cache(model, params, &self.request(0));
+        memory_file::load(file, model, params, &mut cache)?;
+        Ok(cache)
+    }
+
+    /// The best of `candidates` continuations; what it scored is said beside it.
     fn best(&self, number: u64, candidates: u64, show: Show) -> anyhow::Result<Sample> {
         let (rerank, LoadedModel { model, params, .. }) = (self.command.rerank, self.opened);
         let mut best: Option<Sample> = None;
         for candidate in 0..candidates {
             let sequence = number.wrapping_mul(candidates).wrapping_add(candidate);
-            let sample = self.draw(sequence, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let sample = self.draw(sequence, None, &mut |_| Ok(ControlFlow::Continue(())))?;
             let score = rerank.score(model, params, self.prompt, &sample.generation.tokens)?;
             if best.as_ref().is_none_or(|best| rerank.is_better(score, best.score)) {
                 best = Some(Sample { score, ..sample });
             }
         }
         let best = best.expect("one candidate at least");
-        let score = best.score.map_or("nothing to judge".to_owned(), |score| format!("{score:.4}"));
-        let _ = show(&format!("{}\n(best of {candidates} by {}: {score})", best.text, rerank.name()))?; // the caller notices a reader that went away
+        let _ = show(&best.text)?; // the caller notices a reader that went away
+        if !self.command.json {
+            let score = best.score.map_or("nothing to judge".to_owned(), |score| format!("{score:.4}"));
+            note(&format!("best of {candidates} by {}: {score}", rerank.name()));
+        }
         Ok(best)
     }
 
-    /// One continuation; `show` gets its text piece by piece.
-    fn draw(&self, sequence: u64, show: Show) -> anyhow::Result<Sample> {
-        let Task { opened, tokenizer, sampler, command, prompt } = *self;
-        let request = Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &opened.text.eos };
+    /// One continuation, in a cache of its own unless there is one; `show` gets its text piece by piece.
+    fn draw(&self, sequence: u64, ready: Option<KvCache>, show: Show) -> anyhow::Result<Sample> {
+        let Task { opened, tokenizer, sampler, command, .. } = *self;
+        let request = self.request(sequence);
         let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
         let colours = command.show.is_some() && std::io::stdout().is_terminal();
         let mut weights = Vec::new();
@@ -249,10 +262,7 @@ impl Task<'_> {
             })
         };
         let LoadedModel { model, params, .. } = opened;
-        let mut cache = cache(model, params, &request);
-        if let Some(file) = &command.memory {
-            memory_file::load(file, model, params, &mut cache)?;
-        }
+        let mut cache = ready.unwrap_or_else(|| cache(model, params, &request));
         let generation = generate_on(model, params, sampler, &request, &mut cache, &mut on_token)?;
         if let Some(error) = failure {
             return Err(error);
