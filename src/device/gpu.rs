@@ -6,10 +6,11 @@
 use super::driver::cuda::Cuda;
 use super::driver::sim::{Sim, SimOptions};
 use super::driver::{
-    Address, Arg, Counted, DeviceError, Driver, EventId, FunctionId, Geometry, GraphId, Memory, ModuleId, Result,
+    Address, Arg, Counted, DeviceError, Driver, EventId, FunctionId, Geometry, Memory, ModuleId, Result,
 };
 use super::launch::Grid;
 use super::modules::{self, Kernel};
+use super::recording::Graph;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,7 +81,7 @@ impl Gpu {
     }
 
     /// Does something unless an error is waiting to be told.
-    fn attempt<T: Default>(&self, work: impl FnOnce(&dyn Driver) -> Result<T>) -> T {
+    pub(super) fn attempt<T: Default>(&self, work: impl FnOnce(&dyn Driver) -> Result<T>) -> T {
         if lock(&self.first_error).is_some() {
             return T::default();
         }
@@ -209,19 +210,14 @@ impl Gpu {
     ///
     /// # Errors
     /// When something in it cannot be recorded.
-    pub fn capture(&self, work: impl FnOnce()) -> Result<GraphId> {
+    pub fn capture(&'static self, work: impl FnOnce()) -> Result<Graph> {
         self.driver.begin_capture()?;
         work();
-        let graph = self.driver.end_capture();
+        let graph = self.driver.end_capture().map(|id| Graph::new(self, id));
         match lock(&self.first_error).take() {
             Some(error) => Err(error),
             None => graph,
         }
-    }
-
-    /// Does recorded work again.
-    pub fn replay(&self, graph: GraphId) {
-        self.attempt(|driver| driver.replay(graph));
     }
 
     /// Names of the kernels launched since the last call, on any driver.
@@ -419,8 +415,14 @@ mod tests {
         let add = || launch::add_fwd_vector_f32(gpu, Grid::linear(1), PtrMut::new(y), Ptr::new(y), Ptr::new(x), 8);
         let graph = gpu.capture(add).unwrap();
         assert_eq!(download(gpu, y, 8), [0.0; 8]);
-        (0..3).for_each(|_| gpu.replay(graph));
+        let first = gpu.capture(add).unwrap();
+        (0..3).for_each(|_| graph.replay());
         assert_eq!(download(gpu, y, 8), [3.0; 8]);
+        drop(first);
+        let again = gpu.capture(add).unwrap();
+        graph.replay();
+        again.replay();
+        assert_eq!(download(gpu, y, 8), [5.0; 8]);
         assert!(gpu.capture(|| assert_eq!(gpu.allocate(8), Address(0))).is_err());
         gpu.synchronise().unwrap();
     }

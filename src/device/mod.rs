@@ -8,6 +8,7 @@ pub mod gpu;
 pub mod launch;
 pub mod modules;
 pub mod packed;
+pub mod recording;
 pub mod signature;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx2;

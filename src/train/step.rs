@@ -7,8 +7,9 @@
 use super::optim::{self, Moments, Pace, Plan};
 use crate::data::Batch;
 use crate::device::Device;
-use crate::device::driver::{GraphId, LANES};
+use crate::device::driver::LANES;
 use crate::device::gpu::Gpu;
+use crate::device::recording::Recording;
 use crate::dist::Communicator;
 use crate::model::gpt::{Recompute, Rows, sum_losses};
 use crate::model::losses::{LOSSES, Loss, LossKind, LossScale, LossScales};
@@ -187,29 +188,8 @@ fn step_on_host(parts: &mut Parts, orders: &Orders, batches: &[Batch], means: &[
     Done { losses: totals, grad_norm: squares.iter().sum::<f64>().sqrt(), squares, is_applied: factor.is_some() }
 }
 
-/// Work that is done once as it is written, so that its kernels are loaded, then recorded, then replayed.
-#[derive(Default)]
-struct Recording {
-    is_warm: bool,
-    graph: Option<GraphId>,
-}
-
-impl Recording {
-    fn run(&mut self, gpu: &Gpu, records: bool, work: impl FnOnce()) -> anyhow::Result<()> {
-        match self.graph {
-            Some(graph) => gpu.replay(graph),
-            None if records && self.is_warm => {
-                let graph = gpu.capture(work);
-                let graph = graph.context("a step could not be recorded; --set device.graph=false does without")?;
-                self.graph = Some(graph);
-                gpu.replay(graph);
-            }
-            None => work(),
-        }
-        self.is_warm = true;
-        Ok(())
-    }
-}
+/// What is said where a recording fails.
+const UNRECORDED: &str = "a step could not be recorded; --set device.graph=false does without";
 
 /// Steps on a GPU. All of its tensors lie there.
 pub struct GpuStep {
@@ -312,12 +292,13 @@ impl GpuStep {
             }
             let (gpu, extents, tensors) = (self.gpu, [self.seq_len, self.segments], &mut self.tensors);
             tensors.scales.copy_from_slice(&numbers(&orders.scales(&means, i)));
-            self.gradients.run(gpu, self.records, || gradients(gpu, parts, orders.recompute, extents, tensors))?;
+            let work = || gradients(gpu, parts, orders.recompute, extents, tensors);
+            self.gradients.run(gpu, self.records, work).context(UNRECORDED)?;
             parts.arena.reset();
         }
         parts.communicator.all_reduce_sum(parts.grads.flat_mut());
         let (gpu, tensors) = (self.gpu, &mut self.tensors);
-        self.update.run(gpu, self.records, || update(gpu, parts, tensors))?;
+        self.update.run(gpu, self.records, || update(gpu, parts, tensors)).context(UNRECORDED)?;
         parts.arena.reset();
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::device::modules::Module;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute};
+use slab::Slab;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -57,7 +58,7 @@ struct Handles {
     modules: Vec<sys::CUmodule>,
     functions: Vec<sys::CUfunction>,
     events: Vec<sys::CUevent>,
-    graphs: Vec<sys::CUgraphExec>,
+    graphs: Slab<sys::CUgraphExec>,
 }
 
 // SAFETY: the raw handles name objects inside the driver, which any thread may use once the context is current there
@@ -444,16 +445,21 @@ impl Driver for Cuda {
             let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             result::graph::destroy(graph).and(made).map_err(failed("make a graph"))?
         };
-        let mut handles = self.handles();
-        handles.graphs.push(executable);
-        Ok(GraphId(handles.graphs.len() as u32 - 1))
+        Ok(GraphId(self.handles().graphs.insert(executable) as u32))
     }
 
     fn replay(&self, graph: GraphId) -> Result<()> {
         self.bind()?;
         let graph = self.handles().graphs[graph.0 as usize];
-        // SAFETY: the graph was instantiated by `end_capture` and is never destroyed.
+        // SAFETY: the graph was instantiated by `end_capture`; what `free_graph` destroys is no longer in the table.
         unsafe { result::graph::launch(graph, self.stream) }.map_err(failed("replay"))
+    }
+
+    fn free_graph(&self, graph: GraphId) -> Result<()> {
+        self.bind()?;
+        let graph = self.handles().graphs.remove(graph.0 as usize);
+        // SAFETY: as in `replay`; the driver frees a graph that is under way when it is done.
+        unsafe { result::graph::exec_destroy(graph) }.map_err(failed("free a graph"))
     }
 }
 

@@ -229,6 +229,9 @@ pub trait Driver: Send + Sync {
     /// Does recorded work again, with the same addresses.
     fn replay(&self, graph: GraphId) -> Result<()>;
 
+    /// Frees what a recording took, after work that is under way; its number may come again.
+    fn free_graph(&self, graph: GraphId) -> Result<()>;
+
     /// What was counted since the last call, by kernel; empty where the driver does not count.
     fn take_counts(&self) -> std::collections::BTreeMap<String, Counted> {
         Default::default()

@@ -12,6 +12,7 @@ use ptxsim::checker::Finding;
 use ptxsim::host;
 use ptxsim::launch::Outcome;
 use ptxsim::options::{Checks, Options, TensorMode};
+use slab::Slab;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
@@ -70,7 +71,7 @@ struct State {
     counts: BTreeMap<String, Counted>,
     /// Work recorded so far, while a capture runs.
     capture: Option<Vec<Work>>,
-    graphs: Vec<Arc<[Work]>>,
+    graphs: Slab<Arc<[Work]>>,
     events: Vec<Instant>,
     lanes: [Vec<u8>; LANES],
 }
@@ -332,13 +333,17 @@ impl Driver for Sim {
         let Some(recorded) = state.capture.take() else {
             return Err(DeviceError::Call { call: "end a capture", message: "none was begun".into() });
         };
-        state.graphs.push(recorded.into());
-        Ok(GraphId(state.graphs.len() as u32 - 1))
+        Ok(GraphId(state.graphs.insert(recorded.into()) as u32))
     }
 
     fn replay(&self, graph: GraphId) -> Result<()> {
         let works = self.state().graphs[graph.0 as usize].clone();
         works.iter().try_for_each(|work| self.perform(work))
+    }
+
+    fn free_graph(&self, graph: GraphId) -> Result<()> {
+        self.state().graphs.remove(graph.0 as usize);
+        Ok(())
     }
 
     fn take_counts(&self) -> BTreeMap<String, Counted> {

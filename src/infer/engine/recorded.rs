@@ -3,7 +3,7 @@
 use super::Engine;
 use super::said::{Next, Said, stage_weights};
 use crate::device::Device;
-use crate::device::driver::GraphId;
+use crate::device::recording::Recording;
 use crate::model::{Cached, StepInputs, StepRow};
 use crate::ops::paged_attention::Placement;
 use crate::ops::sample;
@@ -21,18 +21,11 @@ pub(super) struct RecordedStep {
     recording: Recording,
 }
 
-#[derive(Clone, Copy)]
-enum Recording {
-    Cold,
-    Warm,
-    Done(GraphId),
-}
-
 impl RecordedStep {
     /// Of `n` sequences of at most `context` tokens.
     fn new(device: Device, n: usize, context: usize) -> RecordedStep {
         let (inputs, tokens) = (StepInputs::new(device, n, context), Tensor::owned_on(device, [n], DType::U32));
-        RecordedStep { inputs, tokens, psyche: None, recording: Recording::Cold }
+        RecordedStep { inputs, tokens, psyche: None, recording: Recording::default() }
     }
 }
 
@@ -65,7 +58,7 @@ impl Engine<'_> {
             .collect();
         step.inputs.fill(&rows);
         let RecordedStep { inputs, tokens, psyche, recording } = step;
-        let mut work = || {
+        let work = || {
             let mut cached = Cached::of_step(inputs, last, &mut self.pool);
             let all: Vec<usize> = (0..n).collect();
             let output = self.model.next_of(&mut Tape::by_rows(&self.arena, self.params), &mut cached, &all);
@@ -76,22 +69,7 @@ impl Engine<'_> {
                     .copy_from(weights);
             }
         };
-        match *recording {
-            // Once as it is written, so that its kernels are loaded.
-            Recording::Cold => {
-                work();
-                *recording = Recording::Warm;
-            }
-            Recording::Warm => {
-                let graph = gpu.capture(work).context("recording a step")?;
-                *recording = Recording::Done(graph);
-                gpu.replay(graph);
-            }
-            Recording::Done(graph) => {
-                gpu.replay(graph);
-                self.replayed += 1;
-            }
-        }
+        self.replayed += u64::from(recording.run(gpu, true, work).context("recording a step")?);
         let (drawn, weights) = (sample::read(tokens), psyche.as_ref().map(Tensor::to_f64));
         self.params.device().synchronise()?;
         self.arena.reset();
