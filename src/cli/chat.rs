@@ -1,5 +1,7 @@
 //! `chat`: talks with a model, a turn at a time, or answers once.
 
+mod commands;
+
 use super::output::{note, print, stream};
 use crate::device::Device;
 use crate::device::choice::{self, SimMode};
@@ -8,10 +10,9 @@ use crate::formats::checkpoint::{LoadedModel, load_for_inference};
 use crate::infer::rules::{All, Banned, GrammarSpec, Grammars, Rules};
 use crate::infer::{
     Answer, ChatFormat, Engine, EngineOptions, Event, Finish, Held, Sampler, SamplerOptions, Submission,
-    check_vocabulary,
+    check_vocabulary, memory_file,
 };
 use crate::model::Parts;
-use crate::model::psyche::STAGES;
 use crate::tensor::DType;
 use crate::tokenizer::{Message, Tokenizer};
 use crate::{user_bail, user_error};
@@ -56,6 +57,9 @@ pub struct ChatCommand {
     /// How finely quantised weights see what they multiply, on the CPU; 8 is faster, and turns answers that are close
     #[arg(long, value_name = "BITS", default_value = "16", value_parser = ["8", "16"])]
     activations: String,
+    /// Go on from what the model's memories hold in FILE, and keep there after each answer what came of it; begun where there is no such file
+    #[arg(long, value_name = "FILE")]
+    memory: Option<PathBuf>,
     /// Where to compute: auto, cpu, sim or cuda[:i]
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
@@ -188,7 +192,7 @@ pub fn run(command: ChatCommand) -> anyhow::Result<u8> {
         last: None,
     };
     chat.rules()?; // what cannot be met is told before anything is read
-    chat.system(command.system.as_deref());
+    chat.begin(command.system.as_deref())?;
     match &command.prompt {
         Some(prompt) => chat.once(prompt, began),
         None => chat.converse(),
@@ -238,11 +242,32 @@ enum End {
 }
 
 impl Chat<'_> {
-    /// Begins anew with what the model is told first.
-    fn system(&mut self, text: Option<&str>) {
-        self.messages = text.map(|text| Message::new("system", text)).into_iter().collect();
+    /// Begins anew with what the model is told first, and what its memories hold.
+    fn begin(&mut self, system: Option<&str>) -> anyhow::Result<()> {
+        self.messages = system.map(|text| Message::new("system", text)).into_iter().collect();
+        self.hold_memories()
+    }
+
+    /// Lets nothing stay of the text so far, of which the file of the memories has what they kept.
+    fn hold_memories(&mut self) -> anyhow::Result<()> {
         if let Some(held) = self.held.take() {
             self.engine.forget(held);
+        }
+        if let Some(file) = &self.command.memory {
+            let mut state = self.engine.empty_state();
+            memory_file::load(file, self.engine.model(), self.engine.params(), &mut state)?;
+            self.held = Some(self.engine.held_of(state));
+        }
+        Ok(())
+    }
+
+    /// Writes what the memories hold of the text so far.
+    fn keep_memories(&mut self) -> anyhow::Result<()> {
+        match (&self.command.memory, &mut self.held) {
+            (Some(file), Some(held)) => {
+                memory_file::save(file, self.engine.model(), self.engine.params(), held.state())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -297,6 +322,9 @@ impl Chat<'_> {
                 "the conversation takes {tokens} tokens, the context has {context}; /reset it, or begin with --drop-oldest"
             );
         }
+        if !self.held.as_ref().is_some_and(|held| held.is_before(&prompt)) {
+            self.hold_memories()?;
+        }
         let (read_before, prompt_tokens) = (self.engine.prefilled(), prompt.len());
         let id = self.engine.submit(Submission {
             sequence: self.answers,
@@ -341,6 +369,7 @@ impl Chat<'_> {
         if self.held.is_none() {
             self.held = self.engine.cancel(id);
         }
+        self.keep_memories()?;
         let _ = show(&answer.finish())?; // a reader that went away is noticed by the next answer
         self.last = Some(Stats {
             prompt_tokens,
@@ -438,101 +467,6 @@ impl Chat<'_> {
         }
         Ok(ControlFlow::Continue(()))
     }
-
-    /// A command, without its slash.
-    fn command(&mut self, text: &str) -> anyhow::Result<ControlFlow<()>> {
-        let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-        let rest = rest.trim();
-        let mut options = *self.sampler.options();
-        match name {
-            "help" => note(HELP),
-            "exit" | "quit" => return Ok(ControlFlow::Break(())),
-            "reset" => {
-                let system =
-                    self.messages.first().filter(|first| first.role == "system").map(|m| m.content.to_string());
-                self.system(system.as_deref());
-            }
-            "system" => self.system(Some(rest).filter(|text| !text.is_empty())),
-            "temp" | "temperature" => options.temperature = number(name, rest)?,
-            "top-p" => options.top_p = Some(number(name, rest)?),
-            "top-k" => options.top_k = Some(number(name, rest)?),
-            "min-p" => options.min_p = Some(number(name, rest)?),
-            "seed" => {
-                options.seed = number(name, rest)?;
-                self.answers = 0;
-            }
-            "save" => self.save(rest)?,
-            "load" => self.load(rest)?,
-            "psyche" => self.lean(rest)?,
-            "stats" => self.stats(),
-            other => user_bail!("/{other} is no command; /help lists them"),
-        }
-        self.sampler = Sampler::new(options)?;
-        Ok(ControlFlow::Continue(()))
-    }
-
-    fn save(&self, file: &str) -> anyhow::Result<()> {
-        if file.is_empty() {
-            user_bail!("/save needs the name of a file");
-        }
-        let text = serde_json::to_vec_pretty(&json!({ "messages": self.messages }))?;
-        crate::formats::checkpoint::replace_file(file.as_ref(), &text)
-    }
-
-    fn load(&mut self, file: &str) -> anyhow::Result<()> {
-        let bytes = std::fs::read(file).map_err(|error| user_error!("cannot read {file}: {error}"))?;
-        let mut value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|error| user_error!("{file} is no saved conversation: {error}"))?;
-        let messages: Vec<Message> = serde_json::from_value(value["messages"].take())
-            .map_err(|error| user_error!("{file} is no saved conversation: {error}"))?;
-        self.system(None);
-        self.messages = messages;
-        note(&format!("({} messages)", self.messages.len()));
-        Ok(())
-    }
-
-    fn lean(&mut self, assignments: &str) -> anyhow::Result<()> {
-        if !self.engine.config().parts.psyche.enabled {
-            user_bail!("the model has no PsycheController");
-        }
-        let parts: Vec<String> = assignments.split(',').map(str::to_owned).filter(|part| !part.is_empty()).collect();
-        let lean = super::sample::lean(&parts)?;
-        self.engine.lean(lean);
-        note(&format!(
-            "({})",
-            STAGES.iter().zip(lean).map(|(s, x)| format!("{s} {x:+}")).collect::<Vec<_>>().join(", ")
-        ));
-        Ok(())
-    }
-
-    fn stats(&self) {
-        let context = self.engine.context();
-        let used = self.held.as_ref().map_or(0, |held| held.tokens().len());
-        let mut line = format!("context {used} of {context} tokens");
-        if let Some(stats) = self.last {
-            let Stats { prompt_tokens, read_tokens, tokens, first_seconds, .. } = stats;
-            let read_per_second = read_tokens as f64 / first_seconds.max(1e-9);
-            line += &format!(
-                "; last answer: {tokens} tokens, {:.1} tokens/s; prompt of {prompt_tokens} tokens, {read_tokens} of them read \
-                 ({read_per_second:.0} tokens/s), first token after {first_seconds:.2} s",
-                stats.tokens_per_second()
-            );
-        }
-        note(&line);
-    }
-}
-
-/// What can be said with a slash.
-const HELP: &str = "\
-/reset           begin anew          /system TEXT  begin anew, and tell the model this first
-/temp X          temperature         /top-p X  /top-k N  /min-p X  /seed N
-/save FILE       keep the messages   /load FILE    go on from there
-/psyche id=+1    lean on a stage     /stats        speed and context
-/help            this                /exit         end, as Ctrl-D
-A line that ends with \\ goes on in the next; \"\"\" begins and ends a text of several lines. Ctrl-C stops an answer.";
-
-fn number<T: std::str::FromStr>(name: &str, text: &str) -> anyhow::Result<T> {
-    text.parse().map_err(|_| user_error!("/{name} needs a number, not {text:?}"))
 }
 
 /// A message: a line, or several; none at the end of input.

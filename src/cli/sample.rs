@@ -62,7 +62,7 @@ pub struct SampleCommand {
     /// What the best is chosen by
     #[arg(long, value_name = "SCORE", value_enum, default_value_t = Rerank::Logprob, requires = "best_of")]
     rerank: Rerank,
-    /// Go on from what the long-term memory in FILE holds, and keep there what comes of this text; begun where there is no such file
+    /// Go on from what the model's memories hold in FILE, and keep there what comes of this text; begun where there is no such file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["number", "best_of"])]
     memory: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -212,7 +212,7 @@ impl Task<'_> {
     fn remembering(&self, file: &Path) -> anyhow::Result<KvCache> {
         let LoadedModel { model, params, .. } = self.opened;
         let mut cache = cache(model, params, &self.request(0));
-        memory_file::load(file, model, params, &mut cache)?;
+        memory_file::load(file, model, params, cache.state())?;
         Ok(cache)
     }
 
@@ -268,7 +268,7 @@ impl Task<'_> {
             return Err(error);
         }
         if let Some(file) = &command.memory {
-            memory_file::save(file, model, params, &mut cache)?;
+            memory_file::save(file, model, params, cache.state())?;
         }
         let rest = decoder.finish();
         text.push_str(&rest);

@@ -95,6 +95,11 @@ impl Held {
         &self.tokens
     }
 
+    /// Whether `prompt` goes on from here.
+    pub fn is_before(&self, prompt: &[u32]) -> bool {
+        self.tokens.len() < prompt.len() && prompt.starts_with(&self.tokens)
+    }
+
     /// The states of the memories.
     pub fn state(&mut self) -> &mut SequenceState {
         &mut self.state
@@ -182,6 +187,16 @@ impl<'m> Engine<'m> {
         Ok(Engine { model, params, options, arena, pool, pages, waiting, running, next_id, prefilled, steps, replayed })
     }
 
+    /// The model.
+    pub fn model(&self) -> &Gpt {
+        &self.model
+    }
+
+    /// What it multiplies by.
+    pub fn params(&self) -> &'m Params {
+        self.params
+    }
+
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
@@ -227,9 +242,8 @@ impl<'m> Engine<'m> {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let (tokens, prompt_len) = (what.prompt.clone(), what.prompt.len());
-        let goes_on = |held: &Held| held.tokens.len() < tokens.len() && tokens.starts_with(&held.tokens);
         let (passed, table, state, began_empty) = match from {
-            Some(held) if goes_on(&held) => (held.tokens.len(), held.table, held.state, false),
+            Some(held) if held.is_before(&tokens) => (held.tokens.len(), held.table, held.state, false),
             Some(held) => {
                 self.pages.release(held.table);
                 (0, PageTable::default(), self.empty_state(), true)

@@ -1,28 +1,30 @@
-//! The file of a conversation's long-term memory: what one call learnt is there in the next. It is read through a memory map, and replaced as a
-//! whole or not at all.
+//! The file of what a conversation's memories hold: what one call learnt is there in the next. It is read through a memory map, and replaced
+//! as a whole or not at all.
 //!
-//! Tensors of a safetensors file: keys and values of the bank, when each row was written, the clock, the sums of the segment that is not
-//! finished, `memory.filled [1]`, the tokens of that; `memory.model [8]`, the digest of the matrix that makes keys, and `memory.digest [8]`, that
-//! of all the others.
+//! Tensors of a safetensors file. Of a long-term memory keys and values of the bank, when each row was written, the clock, the sums of the
+//! segment that is not finished; of a state memory `abacus [1, H, dk, dv]`. Of any `memory.filled [1]`, the tokens of that segment;
+//! `memory.model [8]`, the digest of the matrix that makes keys, and `memory.digest [8]`, that of all the others.
 
 use crate::device::Device;
 use crate::formats::safetensors::{Named, Reader, write};
-use crate::model::memory::Conversation;
-use crate::model::{Gpt, KvCache};
+use crate::model::{Gpt, SequenceState};
 use crate::tensor::{DType, Params, Tensor};
-use crate::{user_bail, user_error};
+use crate::user_bail;
 use std::path::Path;
 
 const FILLED: &str = "memory.filled";
 const MODEL: &str = "memory.model";
 const DIGEST: &str = "memory.digest";
 
-/// The memory of the cache of a model that has one.
+/// Refuses a model that has no memory.
 ///
 /// # Errors
-/// A user error where it has none.
-fn conversation(cache: &mut KvCache) -> anyhow::Result<&mut Conversation> {
-    cache.memory().ok_or_else(|| user_error!("the model has no long-term memory; train with --set memory.enabled=true"))
+/// A user error.
+pub fn check(model: &Gpt) -> anyhow::Result<()> {
+    if model.memory_key().is_none() {
+        user_bail!("the model has no memory; train with --set memory.enabled=true or --set abacus.enabled=true");
+    }
+    Ok(())
 }
 
 /// The words of a digest.
@@ -33,9 +35,9 @@ fn words(hash: blake3::Hash) -> Tensor {
     tensor
 }
 
-/// Of the matrix that makes keys, which stays as it is however long a model learns.
+/// Of the matrix that makes keys.
 fn digest_of_model(model: &Gpt, params: &Params) -> Tensor {
-    let key = model.memory_key().expect("a model with a long-term memory");
+    let key = model.memory_key().expect("a model with a memory");
     words(blake3::hash(&params.view(key).to_bytes()))
 }
 
@@ -48,15 +50,15 @@ fn digest<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Tensor {
     words(hasher.finalize())
 }
 
-/// Writes the memory of `cache` to `path`.
+/// Writes what the memories in `state` hold to `path`.
 ///
 /// # Errors
-/// A user error of a model without a memory; the file cannot be written, and is as it was.
-pub fn save(path: &Path, model: &Gpt, params: &Params, cache: &mut KvCache) -> anyhow::Result<()> {
-    let conversation = conversation(cache)?;
+/// As [`check`]; the file cannot be written, and is as it was.
+pub fn save(path: &Path, model: &Gpt, params: &Params, state: &mut SequenceState) -> anyhow::Result<()> {
+    check(model)?;
     let mut filled = Tensor::owned([1], DType::U32);
-    filled.copy_from_slice(&[conversation.filled() as u32]);
-    let kept = conversation.tensors().map(|(name, tensor)| (name, tensor.to(Device::Cpu)));
+    filled.copy_from_slice(&[state.memory().map_or(0, |conversation| conversation.filled() as u32)]);
+    let kept = state.memories().map(|(name, tensor)| (name, tensor.to(Device::Cpu)));
     let mut all: Vec<(&str, Tensor)> =
         kept.chain([(FILLED, filled), (MODEL, digest_of_model(model, params))]).collect();
     let digest = digest(all.iter().map(|(name, tensor)| (*name, tensor)));
@@ -64,12 +66,13 @@ pub fn save(path: &Path, model: &Gpt, params: &Params, cache: &mut KvCache) -> a
     write(path, &all.iter().map(|(name, tensor)| Named::new(*name, tensor)).collect::<Vec<_>>())
 }
 
-/// Reads the memory of `cache` from `path`; it stays empty where there is no file yet.
+/// Reads what the memories in `state` hold from `path`; they stay empty where there is no file yet.
 ///
 /// # Errors
 /// User errors: a model without a memory, a damaged file, one of other extents or of another model.
-pub fn load(path: &Path, model: &Gpt, params: &Params, cache: &mut KvCache) -> anyhow::Result<()> {
-    let (conversation, file) = (conversation(cache)?, path.display());
+pub fn load(path: &Path, model: &Gpt, params: &Params, state: &mut SequenceState) -> anyhow::Result<()> {
+    check(model)?;
+    let file = path.display();
     if !path.exists() {
         return Ok(());
     }
@@ -84,7 +87,7 @@ pub fn load(path: &Path, model: &Gpt, params: &Params, cache: &mut KvCache) -> a
         Ok(tensor)
     };
     let mut all = Vec::new();
-    for (name, tensor) in conversation.tensors() {
+    for (name, tensor) in state.memories() {
         let (shape, want) = (reader.shape(name)?, tensor.shape());
         if shape != want.as_slice() {
             user_bail!(
@@ -107,10 +110,10 @@ pub fn load(path: &Path, model: &Gpt, params: &Params, cache: &mut KvCache) -> a
         user_bail!("{file} was written by another model; use that one, or another file");
     }
     let filled = all[all.len() - 2].1.as_slice::<u32>()[0] as usize;
-    if !conversation.fill(filled) {
+    if !state.memory().is_none_or(|conversation| conversation.fill(filled)) {
         user_bail!("{file} has a segment of more tokens than the model's; use the model that wrote it");
     }
-    for ((_, to), (_, from)) in conversation.tensors_mut().zip(&all) {
+    for ((_, to), (_, from)) in state.memories_mut().zip(&all) {
         to.copy_from_bytes(&from.to_bytes());
     }
     Ok(())

@@ -136,6 +136,11 @@ impl Abacus {
         Abacus { query, key, value, decay, rates, write, gate, output, dims: config.dims(), eps }
     }
 
+    /// The matrix that makes its keys.
+    pub fn key(&self) -> ParamId {
+        self.key
+    }
+
     /// Adds what it reads to Id's stream `h [N, C]`.
     pub fn forward(&self, tape: &mut Tape, h: &Var, past: Past) -> Var {
         let Dims { dk, dv, .. } = self.dims;

@@ -59,10 +59,21 @@ impl SequenceState {
         SequenceState { kda: (0..config.layers).map(layer).collect(), abacus, memory, digit_run: 0 }
     }
 
-    /// Bytes of the states of the memories.
+    /// What the memories hold, by name.
+    pub fn memories(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let abacus = self.abacus.iter().map(|state| ("abacus", state));
+        self.memory.iter().flat_map(Conversation::tensors).chain(abacus)
+    }
+
+    /// The same, to overwrite.
+    pub fn memories_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        let abacus = self.abacus.iter_mut().map(|state| ("abacus", state));
+        self.memory.iter_mut().flat_map(Conversation::tensors_mut).chain(abacus)
+    }
+
+    /// Bytes of that.
     pub fn memory_bytes(&self) -> usize {
-        let memory = self.memory.iter().flat_map(Conversation::tensors).map(|(_, tensor)| tensor);
-        self.abacus.iter().chain(memory).map(Tensor::size_bytes).sum()
+        self.memories().map(|(_, tensor)| tensor.size_bytes()).sum()
     }
 
     /// The long-term memory, of a model that has one.
@@ -226,14 +237,9 @@ impl KvCache {
         self.capacity
     }
 
-    /// Bytes of what it holds beside keys and values: the states of the memories.
-    pub fn memory_bytes(&self) -> usize {
-        self.state.memory_bytes()
-    }
-
-    /// The long-term memory, of a model that has one.
-    pub fn memory(&mut self) -> Option<&mut Conversation> {
-        self.state.memory()
+    /// What it holds beside keys and values.
+    pub fn state(&mut self) -> &mut SequenceState {
+        &mut self.state
     }
 
     /// Of `t` tokens how many may come at once.

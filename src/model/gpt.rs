@@ -318,9 +318,10 @@ impl Gpt {
         self.memetic.as_ref()
     }
 
-    /// The matrix that makes the keys of the long-term memory, where there is one.
+    /// The matrix that makes the keys of what a memory holds, of a model that has one: that of the long-term memory, which is never
+    /// learnt, or of the state memory.
     pub fn memory_key(&self) -> Option<ParamId> {
-        self.memory.as_ref().map(Memory::key)
+        self.memory.as_ref().map(Memory::key).or_else(|| self.abacus.as_ref().map(Abacus::key))
     }
 
     /// The losses that the model has.

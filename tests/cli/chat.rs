@@ -89,6 +89,38 @@ fn a_conversation_comes_from_a_pipe() {
     assert_eq!(kept["messages"].as_array().unwrap().len(), 2);
 }
 
+/// What a call was told is in the memories of the next, as in those of one that began anew in between.
+#[test]
+fn memories_go_on_in_the_next_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let parts = "--set model.layers=3 --set memory.enabled=true --set abacus.enabled=true";
+    succeed(at, &format!("{} --set model.max_seq_len=160 {parts} --out run", tiny()));
+    let talk = |file: &str, lines: &str| {
+        let line = format!("chat --checkpoint run --device cpu --max-tokens 6 --temperature 0 --memory {file}");
+        let mut child = program(at, &line).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let kept = |file: &str| std::fs::read(at.join(file)).unwrap();
+    let together = talk("one", "2 + 3 = 5, 5 + 1 = 6\n/reset\n7 + 2 =\nand?\n");
+    let first = talk("two", "2 + 3 = 5, 5 + 1 = 6\n");
+    let after_first = kept("two");
+    assert_eq!(first + &talk("two", "7 + 2 =\nand?\n"), together);
+    assert_eq!(kept("one"), kept("two"));
+    talk("anew", "7 + 2 =\nand?\n");
+    assert!(kept("anew") != kept("two") && after_first != kept("two"));
+    // A turn that goes on from the last is remembered once.
+    talk("turns", "7 + 2 =\n");
+    assert_ne!(kept("turns"), kept("anew"));
+    std::fs::write(at.join("two"), &after_first[..after_first.len() / 2]).unwrap();
+    refused(at, "chat --checkpoint run --device cpu --memory two -p x", &["two"]);
+    refused(trained(), "chat --checkpoint run --device cpu --memory kept.memory -p x", &["the model has no memory"]);
+    assert!(!trained().join("kept.memory").exists());
+}
+
 #[test]
 fn what_cannot_be_is_refused_before_anything_is_said() {
     let at = trained();
