@@ -3,16 +3,14 @@
 mod commands;
 
 use super::output::{note, print, stream};
-use crate::device::Device;
 use crate::device::choice::{self, SimMode};
 use crate::device::packed::ActivationBits;
 use crate::formats::checkpoint::{LoadedModel, load_for_inference};
 use crate::infer::rules::{All, Banned, GrammarSpec, Grammars, Rules};
 use crate::infer::{
     Answer, ChatFormat, Engine, EngineOptions, Event, Finish, Held, Sampler, SamplerOptions, Submission,
-    check_vocabulary, memory_file,
+    check_vocabulary, for_engine, memory_file,
 };
-use crate::model::Parts;
 use crate::tensor::DType;
 use crate::tokenizer::{Message, Tokenizer};
 use crate::{user_bail, user_error};
@@ -158,13 +156,7 @@ pub fn run(command: ChatCommand) -> anyhow::Result<u8> {
     let text = &opened.text;
     let format = ChatFormat::new(&tokenizer, text.template.as_deref(), [text.bos, text.eos.first().copied()])?;
     let LoadedModel { model, params, text, .. } = opened;
-    // What the engine multiplies by on the processor is fast in panels; parts beyond the backbone read some matrices in other ways.
-    let is_plain = model.config().parts == Parts::default() && !model.config().has_kda();
-    let params = match params.device() == Device::Cpu && !params.has_packed() && is_plain {
-        true => params.packed(),
-        false => params,
-    };
-    let params = params.with_activation_bits(match command.activations.as_str() {
+    let params = for_engine(model.config(), params).with_activation_bits(match command.activations.as_str() {
         "8" => ActivationBits::Eight,
         _ => ActivationBits::Sixteen,
     });

@@ -3,20 +3,25 @@
 use super::output::{note, print, stream};
 use crate::device::choice::{self, SimMode};
 use crate::formats::checkpoint::{LoadedModel, load_for_inference};
-use crate::infer::generate::cache;
-use crate::infer::{Drawn, Finish, Generation, Request, Rerank, Sampler, SamplerOptions};
-use crate::infer::{Utf8Stream, check_prompt, check_vocabulary, generate_on, memory_file};
-use crate::model::KvCache;
+use crate::infer::{
+    Engine, EngineOptions, Event, Finish, Held, RequestId, Rerank, Sampler, SamplerOptions, Submission, Utf8Stream,
+    check_prompt, check_vocabulary, for_engine, memory_file,
+};
 use crate::model::psyche::STAGES;
+use crate::ops::paged_attention::PAGE_TOKENS;
 use crate::tensor::DType;
 use crate::tokenizer::{Codec, Tokenizer};
 use crate::user_bail;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
+
+/// Most continuations that are drawn at the same time.
+const SIDE_BY_SIDE: u64 = 8;
 
 /// Continue a text with a trained model
 #[derive(Debug, Args)]
@@ -136,30 +141,26 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
         prompt.extend(tokenizer.bos()); // a document of its own, of a model that wants nothing before texts
     }
     check_prompt(opened.model.config(), &prompt)?;
-    opened.model = opened.model.leaning(lean);
-    let task = Task { opened: &opened, tokenizer: &tokenizer, sampler: &sampler, command: &command, prompt: &prompt };
-    // Before anything is printed. With a memory there is one continuation.
-    let mut remembering = command.memory.as_deref().map(|file| task.remembering(file)).transpose()?;
-    let mut samples = Vec::new();
-    for number in 0..command.number {
-        let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
-        let separator = if number > 0 { "---\n" } else { "" };
-        if show(&format!("{separator}{}", command.prompt))?.is_break() {
-            return Ok(());
-        }
-        let sample = match command.best_of {
-            None => task.draw(number, remembering.take(), &mut show)?,
-            Some(candidates) => task.best(number, candidates, &mut show)?,
-        };
-        if show("\n")?.is_break() {
-            return Ok(());
-        }
-        samples.push(sample);
-    }
+    let LoadedModel { model, params, text, .. } = opened;
+    let (model, params) = (model.leaning(lean), for_engine(model.config(), params));
+    let draws = command.number.saturating_mul(command.best_of.unwrap_or(1));
+    let side_by_side = draws.min(SIDE_BY_SIDE) as usize;
+    let room = prompt.len().saturating_add(command.max_tokens).min(model.config().max_seq_len);
+    let tokens = side_by_side * room.next_multiple_of(PAGE_TOKENS);
+    let options = EngineOptions::new(model.config(), params.dtype(), side_by_side, Some(tokens));
+    let engine = Engine::new(model, &params, options)?;
+    let eos = &text.eos;
+    let mut task = Task { engine, tokenizer: &tokenizer, sampler, command: &command, prompt: &prompt, eos };
+    let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
+    let samples = match command.best_of {
+        None => task.draw(0..command.number, true, &mut show)?,
+        Some(candidates) => task.best(candidates, &mut show)?,
+    };
+    let Some(samples) = samples else { return Ok(()) };
     if command.json {
         let samples: Vec<_> = samples
             .iter()
-            .map(|Sample { text, generation: Generation { tokens, finish }, weights, score }| {
+            .map(|Sample { text, tokens, finish, weights, score }| {
                 let mut sample = json!({"text": text, "tokens": tokens, "finish": finish});
                 if command.show.is_some() {
                     sample["psyche"] = json!(weights);
@@ -173,8 +174,8 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
         let object = json!({"prompt": command.prompt, "prompt_tokens": prompt, "seed": seed, "samples": samples});
         return print(format!("{object}\n").as_bytes());
     }
-    if samples.iter().any(|sample| sample.generation.finish == Finish::ContextFull) {
-        let context = opened.model.config().max_seq_len;
+    if samples.iter().any(|sample| sample.finish == Finish::ContextFull) {
+        let context = task.engine.config().max_seq_len;
         tracing::warn!("the model's context of {context} tokens ended before --max-tokens were generated");
     }
     Ok(())
@@ -183,96 +184,175 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
 /// A continuation.
 struct Sample {
     text: String,
-    generation: Generation,
+    tokens: Vec<u32>,
+    finish: Finish,
     /// Of the stages, for each token, where the model has them.
     weights: Vec<[f32; 3]>,
     /// What it was chosen by, where it was and there is something to judge.
     score: Option<f64>,
 }
 
+/// A continuation that is being drawn.
+struct Draft {
+    id: RequestId,
+    decoder: Utf8Stream,
+    sample: Sample,
+    /// What follows on the terminal.
+    unshown: String,
+    is_over: bool,
+}
+
+impl Draft {
+    /// Nothing yet, to be shown behind `head`.
+    fn new(id: RequestId, head: String) -> Draft {
+        let sample =
+            Sample { text: String::new(), tokens: vec![], finish: Finish::Stopped, weights: vec![], score: None };
+        Draft { id, decoder: Utf8Stream::default(), sample, unshown: head, is_over: false }
+    }
+
+    /// Takes what a token says, perhaps in the colour of `weights`.
+    fn push(&mut self, token: u32, bytes: &[u8], weights: Option<[f32; 3]>, colours: bool) {
+        let piece = self.decoder.push(bytes);
+        self.unshown += &match weights {
+            Some(weights) if colours && !piece.is_empty() => {
+                let [r, g, b] = colour(weights);
+                format!("\x1b[38;2;{r};{g};{b}m{piece}\x1b[0m")
+            }
+            _ => piece.clone(),
+        };
+        self.sample.text += &piece;
+        self.sample.tokens.push(token);
+        self.sample.weights.extend(weights);
+    }
+
+    fn end(&mut self, finish: Finish) {
+        let rest = self.decoder.finish();
+        self.unshown += &rest;
+        self.unshown.push('\n');
+        self.sample.text += &rest;
+        (self.sample.finish, self.is_over) = (finish, true);
+    }
+}
+
+/// The one that an event is about.
+fn draft(drafts: &mut VecDeque<Draft>, id: RequestId) -> &mut Draft {
+    drafts.iter_mut().find(|draft| draft.id == id).expect("a continuation that is being drawn")
+}
+
 /// What continuations are drawn from.
 struct Task<'a> {
-    opened: &'a LoadedModel,
+    engine: Engine<'a>,
     tokenizer: &'a Tokenizer,
-    sampler: &'a Sampler,
+    sampler: Sampler,
     command: &'a SampleCommand,
     prompt: &'a [u32],
+    /// What ends a continuation.
+    eos: &'a [u32],
 }
 
 /// Shows a piece of text; nothing more need be shown when it breaks.
 type Show<'a> = &'a mut dyn FnMut(&str) -> anyhow::Result<ControlFlow<()>>;
 
 impl Task<'_> {
-    fn request(&self, sequence: u64) -> Request<'_> {
-        let Task { opened, command, prompt, .. } = *self;
-        Request { prompt, tokens_max: command.max_tokens, sequence, stop_ids: &opened.text.eos }
+    /// What stands before continuation `number`.
+    fn head(&self, number: u64) -> String {
+        format!("{}{}", if number > 0 { "---\n" } else { "" }, self.command.prompt)
     }
 
-    /// A cache whose memory holds what `file` does.
-    fn remembering(&self, file: &Path) -> anyhow::Result<KvCache> {
-        let LoadedModel { model, params, .. } = self.opened;
-        let mut cache = cache(model, params, &self.request(0));
-        memory_file::load(file, model, params, cache.state())?;
-        Ok(cache)
+    /// The best of `candidates` for each continuation; what it scored is said beside it. None where nobody reads on.
+    fn best(&mut self, candidates: u64, show: Show) -> anyhow::Result<Option<Vec<Sample>>> {
+        let rerank = self.command.rerank;
+        let mut all = Vec::new();
+        for number in 0..self.command.number {
+            let first = number.wrapping_mul(candidates);
+            let drawn =
+                self.draw(first..first.saturating_add(candidates), false, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let mut best: Option<Sample> = None;
+            for sample in drawn.into_iter().flatten() {
+                let score = rerank.score(self.engine.model(), self.engine.params(), self.prompt, &sample.tokens)?;
+                if best.as_ref().is_none_or(|best| rerank.is_better(score, best.score)) {
+                    best = Some(Sample { score, ..sample });
+                }
+            }
+            let best = best.expect("one candidate at least");
+            if show(&format!("{}{}\n", self.head(number), best.text))?.is_break() {
+                return Ok(None);
+            }
+            if !self.command.json {
+                let score = best.score.map_or("nothing to judge".to_owned(), |score| format!("{score:.4}"));
+                note(&format!("best of {candidates} by {}: {score}", rerank.name()));
+            }
+            all.push(best);
+        }
+        Ok(Some(all))
     }
 
-    /// The best of `candidates` continuations; what it scored is said beside it.
-    fn best(&self, number: u64, candidates: u64, show: Show) -> anyhow::Result<Sample> {
-        let (rerank, LoadedModel { model, params, .. }) = (self.command.rerank, self.opened);
-        let mut best: Option<Sample> = None;
-        for candidate in 0..candidates {
-            let sequence = number.wrapping_mul(candidates).wrapping_add(candidate);
-            let sample = self.draw(sequence, None, &mut |_| Ok(ControlFlow::Continue(())))?;
-            let score = rerank.score(model, params, self.prompt, &sample.generation.tokens)?;
-            if best.as_ref().is_none_or(|best| rerank.is_better(score, best.score)) {
-                best = Some(Sample { score, ..sample });
+    /// Draws these sequences, some side by side, shown one after the other as they come. None where nobody reads on.
+    fn draw(&mut self, numbers: Range<u64>, has_head: bool, show: Show) -> anyhow::Result<Option<Vec<Sample>>> {
+        let colours = self.command.show.is_some() && std::io::stdout().is_terminal();
+        let (mut numbers, mut drafts, mut samples) = (numbers, VecDeque::new(), Vec::new());
+        loop {
+            while (drafts.len() as u64) < SIDE_BY_SIDE
+                && let Some(number) = numbers.next()
+            {
+                let head = if has_head { self.head(number) } else { String::new() };
+                drafts.push_back(Draft::new(self.submit(number)?, head));
+            }
+            while let Some(draft) = drafts.front_mut() {
+                if !draft.unshown.is_empty() && show(&std::mem::take(&mut draft.unshown))?.is_break() {
+                    let held = self.engine.cancel(draft.id);
+                    self.keep(held)?;
+                    return Ok(None);
+                }
+                if !draft.is_over {
+                    break;
+                }
+                samples.extend(drafts.pop_front().map(|draft| draft.sample));
+            }
+            if drafts.is_empty() && numbers.is_empty() {
+                return Ok(Some(samples));
+            }
+            for event in self.engine.step()? {
+                match event {
+                    Event::Token { id, token, psyche, .. } => {
+                        // A padding row of the vocabulary has no bytes.
+                        let bytes = self.tokenizer.token_bytes(token).unwrap_or_default();
+                        draft(&mut drafts, id).push(token, bytes, psyche, colours);
+                    }
+                    Event::Finished { id, finish, held } => {
+                        draft(&mut drafts, id).end(finish);
+                        self.keep(held)?;
+                    }
+                    Event::Failed { error, .. } => return Err(error),
+                }
             }
         }
-        let best = best.expect("one candidate at least");
-        let _ = show(&best.text)?; // the caller notices a reader that went away
-        if !self.command.json {
-            let score = best.score.map_or("nothing to judge".to_owned(), |score| format!("{score:.4}"));
-            note(&format!("best of {candidates} by {}: {score}", rerank.name()));
-        }
-        Ok(best)
     }
 
-    /// One continuation, in a cache of its own unless there is one; `show` gets its text piece by piece.
-    fn draw(&self, sequence: u64, ready: Option<KvCache>, show: Show) -> anyhow::Result<Sample> {
-        let Task { opened, tokenizer, sampler, command, .. } = *self;
-        let request = self.request(sequence);
-        let (mut decoder, mut text, mut failure) = (Utf8Stream::default(), String::new(), None);
-        let colours = command.show.is_some() && std::io::stdout().is_terminal();
-        let mut weights = Vec::new();
-        let mut on_token = |Drawn { id, psyche }| {
-            // A padding row of the vocabulary has no bytes.
-            let piece = decoder.push(tokenizer.token_bytes(id).unwrap_or_default());
-            text.push_str(&piece);
-            weights.extend(psyche);
-            let piece = match psyche {
-                Some(weights) if colours && !piece.is_empty() => {
-                    let [r, g, b] = colour(weights);
-                    format!("\x1b[38;2;{r};{g};{b}m{piece}\x1b[0m")
-                }
-                _ => piece,
-            };
-            show(&piece).unwrap_or_else(|error| {
-                failure = Some(error);
-                ControlFlow::Break(())
-            })
-        };
-        let LoadedModel { model, params, .. } = opened;
-        let mut cache = ready.unwrap_or_else(|| cache(model, params, &request));
-        let generation = generate_on(model, params, sampler, &request, &mut cache, &mut on_token)?;
-        if let Some(error) = failure {
-            return Err(error);
+    /// Asks for a continuation; with a file of memories, which is of one continuation, from what they hold.
+    fn submit(&mut self, number: u64) -> anyhow::Result<RequestId> {
+        let mut from = None;
+        if let Some(file) = &self.command.memory {
+            let mut state = self.engine.empty_state();
+            memory_file::load(file, self.engine.model(), self.engine.params(), &mut state)?;
+            from = Some(self.engine.held_of(state));
         }
-        if let Some(file) = &command.memory {
-            memory_file::save(file, model, params, cache.state())?;
+        let SampleCommand { max_tokens, memory, .. } = self.command;
+        self.engine.submit(Submission {
+            sequence: number,
+            from,
+            hold: memory.is_some(),
+            ..Submission::new(self.prompt.to_vec(), *max_tokens, self.sampler.clone(), self.eos.to_vec())
+        })
+    }
+
+    /// Writes what the memories hold, where that is wanted.
+    fn keep(&mut self, held: Option<Held>) -> anyhow::Result<()> {
+        match (&self.command.memory, held) {
+            (Some(file), Some(mut held)) => {
+                memory_file::save(file, self.engine.model(), self.engine.params(), held.state())
+            }
+            _ => Ok(()),
         }
-        let rest = decoder.finish();
-        text.push_str(&rest);
-        let _ = show(&rest)?; // the caller notices a reader that went away
-        Ok(Sample { text, generation, weights, score: None })
     }
 }

@@ -1,4 +1,5 @@
-//! Generates one sequence: prefill of the prompt, then a token at a time over a cache of its own.
+//! Generates one sequence: prefill of the prompt, then a token at a time over a cache of its own. What [`Engine`](super::Engine) does for
+//! many, without its pages, pieces and recordings.
 
 use super::{Footprint, Sampler, reserve_arena};
 use crate::device::Device;
@@ -67,30 +68,6 @@ pub fn generate(
     request: &Request,
     on_token: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
 ) -> anyhow::Result<Generation> {
-    check_prompt(model.config(), request.prompt)?;
-    generate_on(model, params, sampler, request, &mut cache(model, params, request), on_token)
-}
-
-/// An empty cache with room for a sequence.
-pub fn cache(model: &Gpt, params: &Params, request: &Request) -> KvCache {
-    let config = model.config();
-    let capacity = request.prompt.len().saturating_add(request.tokens_max).min(config.max_seq_len);
-    KvCache::on(params.device(), config, capacity, params.dtype())
-}
-
-/// As [`generate`], with a [`cache`] that holds no token; what its memory holds is looked back on. The token that is drawn last has not passed
-/// through it.
-///
-/// # Errors
-/// As [`generate`].
-pub fn generate_on(
-    model: &Gpt,
-    params: &Params,
-    sampler: &Sampler,
-    request: &Request,
-    cache: &mut KvCache,
-    on_token: &mut dyn FnMut(Drawn) -> ControlFlow<()>,
-) -> anyhow::Result<Generation> {
     let (config, prompt) = (model.config(), request.prompt);
     check_prompt(config, prompt)?;
     let room = config.max_seq_len - prompt.len();
@@ -100,14 +77,15 @@ pub fn generate_on(
     };
     let passed = prompt.len().min(PREFILL_TOKENS);
     let device = params.device();
+    let mut cache = KvCache::on(device, config, prompt.len() + limit, params.dtype());
     let arena = reserve_arena(device, config, Footprint { tokens: passed, logit_rows: 1, layers: 1 })?;
     let mut tokens = Vec::new();
     let mut pending = prompt.to_vec();
     while tokens.len() < limit {
         let (logits, psyche) = match device {
             // From a thread of the pool its small tasks begin at once; from another each would wait until a thread woke.
-            Device::Cpu => rayon::scope(|_| next(model, params, &arena, &pending, cache)),
-            Device::Gpu(_) => next(model, params, &arena, &pending, cache),
+            Device::Cpu => rayon::scope(|_| next(model, params, &arena, &pending, &mut cache)),
+            Device::Gpu(_) => next(model, params, &arena, &pending, &mut cache),
         };
         device.synchronise()?;
         let position = prompt.len() + tokens.len();

@@ -16,7 +16,7 @@ pub mod text;
 pub use answer::{Answer, Said};
 pub use dialogue::ChatFormat;
 pub use engine::{Engine, EngineOptions, Event, Held, LogProbs, RequestId, Submission};
-pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate, generate_on};
+pub use generate::{Drawn, Finish, Generation, Request, check_prompt, generate};
 pub use rerank::Rerank;
 pub use rules::{Banned, GrammarSpec, Grammars, Rules};
 pub use sampler::{Sampler, SamplerOptions};
@@ -27,10 +27,19 @@ use crate::device::gemm::PARTS_BYTES_MAX;
 use crate::model::parts::Storage;
 use crate::model::{ModelConfig, kda};
 use crate::ops::lm_loss::chunk_rows;
-use crate::tensor::Arena;
+use crate::tensor::{Arena, Params};
 use crate::tokenizer::Codec;
 use crate::user_bail;
 use anyhow::Context;
+
+/// Parameters as an [`Engine`] multiplies by them: on the processor packed, where the model reads all its matrices as products do, which it
+/// does without parts.
+pub fn for_engine(config: &ModelConfig, params: Params) -> Params {
+    match params.device() == Device::Cpu && !params.has_packed() && config.is_plain() {
+        true => params.packed(),
+        false => params,
+    }
+}
 
 /// Rows of an embedding beyond the tokenizer's vocabulary that are taken for padding (Qwen2.5 has 399).
 const PADDING_ROWS_MAX: usize = 1024;

@@ -117,6 +117,11 @@ impl ModelConfig {
         (0..self.layers).any(|layer| self.is_kda(layer))
     }
 
+    /// Whether it is the plain GPT: without parts, every layer attention.
+    pub fn is_plain(&self) -> bool {
+        self.parts == Parts::default() && !self.has_kda()
+    }
+
     /// Whether cached sequences may pass through the model side by side: not where one has a state of its own, or may end a step early.
     pub fn sequences_mix(&self) -> bool {
         let Parts { abacus, memory, psyche, .. } = &self.parts;

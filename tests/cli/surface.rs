@@ -128,6 +128,13 @@ fn a_trained_model_is_sampled_evaluated_and_looked_into() {
     assert_eq!(first, succeed(folder, &sample));
     let samples = last_object(&succeed(folder, &format!("{sample} --json")));
     assert_eq!(samples["samples"].as_array().unwrap().len(), 2);
+    // More than are drawn side by side; each as it comes alone.
+    let many = last_object(&succeed(
+        folder,
+        &format!("sample --checkpoint {checkpoint} -p 12+ -n 11 --max-tokens 5 --seed 4 --json"),
+    ));
+    let many = many["samples"].as_array().unwrap();
+    assert_eq!((many.len(), &many[..2]), (11, &samples["samples"].as_array().unwrap()[..]));
     let evaluation = succeed(folder, &format!("eval --checkpoint {checkpoint} --data synthetic:addition --tokens 64"));
     assert!(evaluation.contains("bits per byte"), "{evaluation}");
     succeed(
