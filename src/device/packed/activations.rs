@@ -45,6 +45,52 @@ impl<'a> Quantised<'a> {
     }
 }
 
+/// Where a row of [`Quantised`] lies, for vectors.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Row {
+    q: *const i8,
+    scales: *const BlockScale,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Row {
+    /// `N` rows, whose ends are checked here.
+    pub fn several<const N: usize>(x: Quantised, first: usize) -> [Row; N] {
+        std::array::from_fn(|n| Row { q: x.row(first + n).as_ptr(), scales: x.row_scales(first + n).as_ptr() })
+    }
+
+    /// Four integers from `at` on.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    pub unsafe fn quad(self, at: usize) -> i32 {
+        // SAFETY: by the caller's promise.
+        unsafe { self.q.add(at).cast::<i32>().read_unaligned() }
+    }
+
+    /// The scale of block `b`.
+    ///
+    /// # Safety
+    /// It exists.
+    #[inline(always)]
+    pub unsafe fn scale(self, b: usize) -> BlockScale {
+        // SAFETY: by the caller's promise.
+        unsafe { *self.scales.add(b) }
+    }
+
+    /// The two sums of 16 of block `b`, as one number.
+    ///
+    /// # Safety
+    /// It exists.
+    #[inline(always)]
+    pub unsafe fn half_sums(self, b: usize) -> i32 {
+        // SAFETY: by the caller's promise; two i16 are four bytes.
+        unsafe { std::ptr::addr_of!((*self.scales.add(b)).half_sums).cast::<i32>().read_unaligned() }
+    }
+}
+
 thread_local! {
     static SCRATCH: Cell<(Vec<i8>, Vec<BlockScale>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }

@@ -6,7 +6,7 @@
 //! Every function here needs AVX2, FMA and F16C, a panel that holds `cols` columns of its type, and `N` rows of x from `first` on.
 
 use super::Rows;
-use super::activations::{BLOCK, BlockScale, Quantised};
+use super::activations::{BLOCK, BlockScale, Quantised, Row};
 use super::panels::LANES;
 use super::scalar::Sums;
 use std::arch::x86_64::*;
@@ -27,40 +27,15 @@ fn prefetch<const N: usize>(at: *const u8) {
     }
 }
 
-/// A row of quantised activations.
-#[derive(Clone, Copy)]
-struct Row {
-    q: *const i8,
-    scales: *const BlockScale,
-}
-
-/// Pointers to `N` rows, whose ends are checked here.
-fn rows_of<const N: usize>(x: Quantised, first: usize) -> [Row; N] {
-    std::array::from_fn(|n| Row { q: x.row(first + n).as_ptr(), scales: x.row_scales(first + n).as_ptr() })
-}
-
-impl Row {
-    /// Four integers from `at` on, for every row of the panel.
-    ///
-    /// # Safety
-    /// They exist.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn quad(self, at: usize) -> __m256i {
-        // SAFETY: four bytes of the row.
-        _mm256_set1_epi32(unsafe { self.q.add(at).cast::<i32>().read_unaligned() })
-    }
-
-    /// The scale of block `b`.
-    ///
-    /// # Safety
-    /// It exists.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scale(self, b: usize) -> BlockScale {
-        // SAFETY: by the caller's promise.
-        unsafe { *self.scales.add(b) }
-    }
+/// Four integers of a row from `at` on, for every row of the panel.
+///
+/// # Safety
+/// They exist.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn activations(row: Row, at: usize) -> __m256i {
+    // SAFETY: by the caller's promise.
+    _mm256_set1_epi32(unsafe { row.quad(at) })
 }
 
 /// The vector at `at`.
@@ -110,7 +85,7 @@ fn stored<const N: usize>(sums: [__m256; N]) -> Sums<N> {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles<const N: usize, const HAS_MINIMUM: bool>(panel: &[u8], x: Quantised, first: usize) -> Sums<N> {
-    let (rows, block_bytes) = (rows_of::<N>(x, first), if HAS_MINIMUM { 20 } else { 18 });
+    let (rows, block_bytes) = (Row::several::<N>(x, first), if HAS_MINIMUM { 20 } else { 18 });
     let (low_bits, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let mut sums = [_mm256_setzero_ps(); N];
     for (b, block) in panel.chunks_exact(LANES * block_bytes).enumerate() {
@@ -125,8 +100,8 @@ unsafe fn nibbles<const N: usize, const HAS_MINIMUM: bool>(panel: &[u8], x: Quan
                 let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low_bits);
                 for (dots, row) in dots.iter_mut().zip(rows) {
                     let at = b * BLOCK + quad * 4;
-                    *dots = _mm256_add_epi16(*dots, _mm256_maddubs_epi16(low, row.quad(at)));
-                    *dots = _mm256_add_epi16(*dots, _mm256_maddubs_epi16(high, row.quad(at + 16)));
+                    *dots = _mm256_add_epi16(*dots, _mm256_maddubs_epi16(low, activations(row, at)));
+                    *dots = _mm256_add_epi16(*dots, _mm256_maddubs_epi16(high, activations(row, at + 16)));
                 }
             }
             for ((sums, dots), row) in sums.iter_mut().zip(dots).zip(rows) {
@@ -166,7 +141,7 @@ pub unsafe fn q4_1<const N: usize>(panel: &[u8], x: Quantised, first: usize) -> 
 /// See above.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn q8_0<const N: usize>(panel: &[u8], x: Quantised, first: usize) -> Sums<N> {
-    let (rows, ones) = (rows_of::<N>(x, first), _mm256_set1_epi16(1));
+    let (rows, ones) = (Row::several::<N>(x, first), _mm256_set1_epi16(1));
     let mut sums = [_mm256_setzero_ps(); N];
     for (b, block) in panel.chunks_exact(LANES * 34).enumerate() {
         // SAFETY: scales and eight vectors of a block of the panel; 32 integers and the scale of block b of each row.
@@ -178,7 +153,7 @@ pub unsafe fn q8_0<const N: usize>(panel: &[u8], x: Quantised, first: usize) -> 
                 let weights = vector(block.as_ptr().add(2 * LANES + quad * VECTOR));
                 let magnitudes = _mm256_abs_epi8(weights);
                 for (dots, row) in dots.iter_mut().zip(rows) {
-                    let x = _mm256_sign_epi8(row.quad(b * BLOCK + quad * 4), weights);
+                    let x = _mm256_sign_epi8(activations(row, b * BLOCK + quad * 4), weights);
                     let pairs = _mm256_maddubs_epi16(magnitudes, x);
                     *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
                 }
@@ -197,7 +172,7 @@ pub unsafe fn q8_0<const N: usize>(panel: &[u8], x: Quantised, first: usize) -> 
 /// See above.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn q6_k<const N: usize>(panel: &[u8], x: Quantised, first: usize) -> Sums<N> {
-    let rows = rows_of::<N>(x, first);
+    let rows = Row::several::<N>(x, first);
     let mut sums = [_mm256_setzero_ps(); N];
     for (b, block) in panel.chunks_exact(LANES * 210).enumerate() {
         // SAFETY: scales of a block of the panel.
@@ -245,7 +220,7 @@ unsafe fn q6_k_part<const N: usize>(block: &[u8], rows: [Row; N], first: usize, 
                     let high = _mm256_slli_epi16::<4>(_mm256_and_si256(high, _mm256_set1_epi8(3)));
                     let weights = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(15)), high);
                     for (products, row) in products.iter_mut().zip(rows) {
-                        let x = row.quad((first + c) * BLOCK + quad * 4);
+                        let x = activations(row, (first + c) * BLOCK + quad * 4);
                         *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(weights, x));
                     }
                 }
@@ -256,8 +231,8 @@ unsafe fn q6_k_part<const N: usize>(block: &[u8], rows: [Row; N], first: usize, 
         }
     }
     for (dots, row) in dots.iter_mut().zip(rows) {
-        // SAFETY: the scale exists; its two sums of 16 are four bytes.
-        let sums = unsafe { std::ptr::addr_of!((*row.scales.add(first + c)).half_sums).cast::<i32>().read_unaligned() };
+        // SAFETY: the scale exists.
+        let sums = unsafe { row.half_sums(first + c) };
         let offset = _mm256_madd_epi16(scales, _mm256_set1_epi32(sums));
         *dots = _mm256_sub_epi32(*dots, _mm256_slli_epi32::<5>(offset));
     }

@@ -7,7 +7,7 @@
 //! Every function here needs AVX-512 F, BW and VNNI, two panels of `cols` columns of its type, and `N` rows of x from `first` on.
 
 use super::Rows;
-use super::activations::{BLOCK, BlockScale, Quantised};
+use super::activations::{BLOCK, BlockScale, Quantised, Row};
 use super::panels::LANES;
 use std::arch::x86_64::*;
 
@@ -89,41 +89,15 @@ impl Pair {
     }
 }
 
-/// A row of quantised activations.
-#[derive(Clone, Copy)]
-struct Row {
-    q: *const i8,
-    scales: *const BlockScale,
-}
-
-/// Pointers to `N` rows, whose ends are checked here.
-fn rows_of<const N: usize>(x: Quantised, first: usize) -> [Row; N] {
-    std::array::from_fn(|n| Row { q: x.row(first + n).as_ptr(), scales: x.row_scales(first + n).as_ptr() })
-}
-
-impl Row {
-    /// `sums` and the products of four weights of every row of the panels with the four integers from `at` on.
-    ///
-    /// # Safety
-    /// They exist.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn add_products(self, sums: __m512i, weights: __m512i, at: usize) -> __m512i {
-        // SAFETY: four bytes of the row.
-        let quad = unsafe { self.q.add(at).cast::<i32>().read_unaligned() };
-        _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad))
-    }
-
-    /// The scale of block `b`.
-    ///
-    /// # Safety
-    /// It exists.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn scale(self, b: usize) -> BlockScale {
-        // SAFETY: by the caller's promise.
-        unsafe { *self.scales.add(b) }
-    }
+/// `sums` and the products of four weights of every row of the panels with the four integers of a row from `at` on.
+///
+/// # Safety
+/// They exist.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn add_products(sums: __m512i, weights: __m512i, row: Row, at: usize) -> __m512i {
+    // SAFETY: by the caller's promise.
+    _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(unsafe { row.quad(at) }))
 }
 
 /// `sums + d x.d integers`.
@@ -151,7 +125,7 @@ fn stored<const N: usize>(sums: [__m512; N]) -> Sums<N> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn nibbles<const N: usize, const HAS_MINIMUM: bool>(panels: [&[u8]; 2], x: Quantised, first: usize) -> Sums<N> {
-    let (rows, block_bytes) = (rows_of::<N>(x, first), if HAS_MINIMUM { 20 } else { 18 });
+    let (rows, block_bytes) = (Row::several::<N>(x, first), if HAS_MINIMUM { 20 } else { 18 });
     let low_bits = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); N];
     for b in 0..x.cols / BLOCK {
@@ -167,8 +141,8 @@ unsafe fn nibbles<const N: usize, const HAS_MINIMUM: bool>(panels: [&[u8]; 2], x
                 let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_bits);
                 for (dots, row) in dots.iter_mut().zip(rows) {
                     let at = b * BLOCK + quad * 4;
-                    *dots = row.add_products(*dots, low, at);
-                    *dots = row.add_products(*dots, high, at + 16);
+                    *dots = add_products(*dots, low, row, at);
+                    *dots = add_products(*dots, high, row, at + 16);
                 }
             }
             let minimum = if HAS_MINIMUM { block.add(2 * LANES).halves() } else { _mm512_setzero_ps() };
@@ -208,7 +182,7 @@ pub unsafe fn q4_1<const N: usize>(panels: [&[u8]; 2], x: Quantised, first: usiz
 /// See above.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub unsafe fn q8_0<const N: usize>(panels: [&[u8]; 2], x: Quantised, first: usize) -> Sums<N> {
-    let (rows, sign_bits) = (rows_of::<N>(x, first), _mm512_set1_epi8(i8::MIN));
+    let (rows, sign_bits) = (Row::several::<N>(x, first), _mm512_set1_epi8(i8::MIN));
     let mut sums = [_mm512_setzero_ps(); N];
     for b in 0..x.cols / BLOCK {
         let block = Pair::block(panels, b, LANES * 34);
@@ -220,7 +194,7 @@ pub unsafe fn q8_0<const N: usize>(panels: [&[u8]; 2], x: Quantised, first: usiz
             for quad in 0..8 {
                 let weights = _mm512_xor_si512(block.add(2 * LANES + quad * HALF).vector(), sign_bits);
                 for (dots, row) in dots.iter_mut().zip(rows) {
-                    *dots = row.add_products(*dots, weights, b * BLOCK + quad * 4);
+                    *dots = add_products(*dots, weights, row, b * BLOCK + quad * 4);
                 }
             }
             for ((sums, dots), row) in sums.iter_mut().zip(dots).zip(rows) {
@@ -236,7 +210,7 @@ pub unsafe fn q8_0<const N: usize>(panels: [&[u8]; 2], x: Quantised, first: usiz
 /// See above.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub unsafe fn q6_k<const N: usize>(panels: [&[u8]; 2], x: Quantised, first: usize) -> Sums<N> {
-    let rows = rows_of::<N>(x, first);
+    let rows = Row::several::<N>(x, first);
     let mut sums = [_mm512_setzero_ps(); N];
     for b in 0..x.cols / (8 * BLOCK) {
         let block = Pair::block(panels, b, LANES * 210);
@@ -280,7 +254,7 @@ unsafe fn q6_k_part<const N: usize>(block: Pair, rows: [Row; N], first: usize, c
                 let high = _mm512_slli_epi16::<4>(_mm512_and_si512(high, _mm512_set1_epi8(3)));
                 let weights = _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(15)), high);
                 for (products, row) in products.iter_mut().zip(rows) {
-                    *products = row.add_products(*products, weights, (first + c) * BLOCK + quad * 4);
+                    *products = add_products(*products, weights, row, (first + c) * BLOCK + quad * 4);
                 }
             }
         }
@@ -289,8 +263,8 @@ unsafe fn q6_k_part<const N: usize>(block: Pair, rows: [Row; N], first: usize, c
         }
     }
     for (dots, row) in dots.iter_mut().zip(rows) {
-        // SAFETY: the scale exists; its two sums of 16 are four bytes.
-        let sums = unsafe { std::ptr::addr_of!((*row.scales.add(first + c)).half_sums).cast::<i32>().read_unaligned() };
+        // SAFETY: the scale exists.
+        let sums = unsafe { row.half_sums(first + c) };
         let offset = _mm512_madd_epi16(scales, _mm512_set1_epi32(sums));
         *dots = _mm512_sub_epi32(*dots, _mm512_slli_epi32::<5>(offset));
     }
