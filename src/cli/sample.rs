@@ -153,7 +153,7 @@ pub fn run(command: SampleCommand) -> anyhow::Result<()> {
     let mut task = Task { engine, tokenizer: &tokenizer, sampler, command: &command, prompt: &prompt, eos };
     let mut show = |text: &str| if command.json { Ok(ControlFlow::Continue(())) } else { stream(text.as_bytes()) };
     let samples = match command.best_of {
-        None => task.draw(0..command.number, true, &mut show)?,
+        None => task.draw(0..command.number, &mut show)?,
         Some(candidates) => task.best(candidates, &mut show)?,
     };
     let Some(samples) = samples else { return Ok(()) };
@@ -265,8 +265,8 @@ impl Task<'_> {
         let mut all = Vec::new();
         for number in 0..self.command.number {
             let first = number.wrapping_mul(candidates);
-            let drawn =
-                self.draw(first..first.saturating_add(candidates), false, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let unseen = &mut |_: &str| Ok(ControlFlow::Continue(()));
+            let drawn = self.draw(first..first.saturating_add(candidates), unseen)?;
             let mut best: Option<Sample> = None;
             for sample in drawn.into_iter().flatten() {
                 let score = rerank.score(self.engine.model(), self.engine.params(), self.prompt, &sample.tokens)?;
@@ -288,15 +288,14 @@ impl Task<'_> {
     }
 
     /// Draws these sequences, some side by side, shown one after the other as they come. None where nobody reads on.
-    fn draw(&mut self, numbers: Range<u64>, has_head: bool, show: Show) -> anyhow::Result<Option<Vec<Sample>>> {
+    fn draw(&mut self, numbers: Range<u64>, show: Show) -> anyhow::Result<Option<Vec<Sample>>> {
         let colours = self.command.show.is_some() && std::io::stdout().is_terminal();
         let (mut numbers, mut drafts, mut samples) = (numbers, VecDeque::new(), Vec::new());
         loop {
             while (drafts.len() as u64) < SIDE_BY_SIDE
                 && let Some(number) = numbers.next()
             {
-                let head = if has_head { self.head(number) } else { String::new() };
-                drafts.push_back(Draft::new(self.submit(number)?, head));
+                drafts.push_back(Draft::new(self.submit(number)?, self.head(number)));
             }
             while let Some(draft) = drafts.front_mut() {
                 if !draft.unshown.is_empty() && show(&std::mem::take(&mut draft.unshown))?.is_break() {
