@@ -3,7 +3,9 @@
 use crate::formats::smollm2;
 use nanochat_gpu::device::Device;
 use nanochat_gpu::formats::checkpoint::{LoadedModel, load_for_inference, load_model};
-use nanochat_gpu::infer::{Answer, ChatFormat, Engine, EngineOptions, Event, Sampler, SamplerOptions, Submission};
+use nanochat_gpu::infer::{
+    Answer, ChatFormat, Engine, EngineOptions, Event, Sampler, SamplerOptions, Submission, for_engine,
+};
 use nanochat_gpu::tensor::DType;
 use nanochat_gpu::tokenizer::Message;
 use serde_json::Value;
@@ -15,7 +17,9 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn five_answers_at_once_are_those_of_transformers() {
-    five_answers(load_model(&smollm2(), DType::F32).unwrap());
+    let mut opened = load_model(&smollm2(), DType::F32).unwrap();
+    opened.params = for_engine(opened.model.config(), opened.params);
+    five_answers(opened);
 }
 
 /// As `chat` opens it: weights in the blocks of the file, activations of 16 bits.
