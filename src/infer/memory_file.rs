@@ -69,11 +69,18 @@ pub fn save(path: &Path, model: &Gpt, params: &Params, state: &mut SequenceState
 /// Reads what the memories in `state` hold from `path`; they stay empty where there is no file yet.
 ///
 /// # Errors
-/// User errors: a model without a memory, a damaged file, one of other extents or of another model.
+/// User errors: a model without a memory, a damaged file, one of other extents or of another model; no folder for it.
 pub fn load(path: &Path, model: &Gpt, params: &Params, state: &mut SequenceState) -> anyhow::Result<()> {
     check(model)?;
     let file = path.display();
     if !path.exists() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            user_bail!(
+                "{file} could not be written: there is no folder {}; make it, or name another",
+                folder.display()
+            );
+        }
         return Ok(());
     }
     let reader = Reader::open(path)?;

@@ -5,7 +5,7 @@ use super::ModelConfig;
 use super::kda::KdaState;
 use super::memory::Conversation;
 use crate::device::Device;
-use crate::ops::paged_attention::{PAGE_TOKENS, Placement};
+use crate::ops::paged_attention::{PAGE_TOKENS, Placement, slot};
 use crate::ops::sample::Draw;
 use crate::tensor::{Arena, DType, Tensor};
 
@@ -139,13 +139,10 @@ impl StepInputs {
     /// If there are not `n`, or a sequence has too few or too many pages.
     pub fn fill(&mut self, rows: &[StepRow]) {
         assert_eq!(rows.len(), self.n, "rows of a step");
-        let slot = |row: &StepRow| {
-            row.pages[row.position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (row.position % PAGE_TOKENS) as u32
-        };
         let mut words: Vec<u32> = rows.iter().map(|row| row.token).collect();
         words.extend(0..self.n as u32);
         words.extend(rows.iter().map(|row| row.position as u32));
-        words.extend(rows.iter().map(slot));
+        words.extend(rows.iter().map(|row| slot(row.pages, row.position)));
         for (i, row) in rows.iter().enumerate() {
             words.extend(row.pages);
             assert!(row.pages.len() <= self.pages, "{} pages in a table of {}", row.pages.len(), self.pages);

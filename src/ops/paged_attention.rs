@@ -52,6 +52,14 @@ macro_rules! for_types {
     };
 }
 
+/// The row of the pools that takes key and value of a position, in a sequence with these pages.
+///
+/// # Panics
+/// If it has too few.
+pub fn slot(pages: &[u32], position: usize) -> u32 {
+    pages[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32
+}
+
 /// Where the rows of a pass belong.
 #[derive(Clone, Debug)]
 pub struct Placement {
@@ -85,7 +93,7 @@ impl Placement {
             for position in *start..start + t {
                 sequences.push(sequence as u32);
                 positions.push(position as u32);
-                slots.push(table[position / PAGE_TOKENS] * PAGE_TOKENS as u32 + (position % PAGE_TOKENS) as u32);
+                slots.push(slot(table, position));
             }
         }
         let last = *positions.iter().max().expect("a token") as usize;

@@ -139,4 +139,5 @@ fn other_and_damaged_files_are_refused_and_left_as_they_are() {
     );
     let nowhere = folder.path().join("absent/talk.memory");
     assert!(save(&nowhere, &six, &params, talked.state()).is_err() && !nowhere.exists());
+    assert_user_error(of(&six, &params, &nowhere), &["talk.memory", "no folder"]);
 }
