@@ -26,17 +26,6 @@
 // Learnt from: Dao, FlashAttention-2 (arXiv 2307.08691).
 #include "common/attention.cuh"
 
-// The A operand of multiply_rows from registers.
-template <u32 N>
-__device__ __forceinline__ auto from_registers(const u32 (&r)[N][4]) {
-    return [&r](u32 (&ra)[4], u32 k) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            ra[i] = r[k][i];
-        }
-    };
-}
-
 template <u32 D>
 __device__ __forceinline__ void forward(bf16* gout, float* glse, const bf16* gq, const bf16* gk, const bf16* gv, const u32* gdoc_start,
                                         float scale, u32 t_len, u32 h, u32 g, u32 stride, u32 window) {

@@ -14,10 +14,17 @@
 // Grid: N x G x splits blocks of 4 warps; 4 (H/G) (D + 256) bytes of dynamic shared memory. Must move each visible key and value once, 4 H D
 // operations for each.
 //
+// `tile_keys`: the same parts on tensor cores, in bf16, D 32, 64, 96 or 128 (an instance each). A block has rows of one sequence, one key
+// head, whose H/G query heads in each row make up to 64 slots of a product, and one part.
+//   tiles [T, 2]: first row of a block, and how many follow each other, at most 64 / (H/G); null where every row is a block of its own
+// Weights are rounded to bf16, their sum is not. A slot's sums are its own: keys that it does not see add zeros.
+// Grid: T x G x splits blocks of 4 warps; 512 D bytes of dynamic shared memory. Must move each visible key and value once for each block.
+//
 // `combine`: out [N, H D] f32 or bf16, =, from the parts in their order. Grid: ceil(N H / 8) blocks of 8 warps, a warp a head.
 //
 // So a row's sums depend on its position alone: not on its neighbours, on how the sequence came in pieces, or on where pages lie.
 // Saves nothing. H/G at most 16, D even, at most 256. Parts and their sum follow "Flash-Decoding for long-context inference" (Dao et al., 2023).
+#include "common/attention.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
@@ -173,6 +180,97 @@ __device__ __forceinline__ void split_keys(float* gpartial, const E* gq, const E
     }
 }
 
+template <u32 D>
+__device__ __forceinline__ void tile_keys(float* gpartial, const bf16* gq, const bf16* gk, const bf16* gv, const u32* gsequences,
+                                          const u32* gpositions, const u32* gtables, const u32* gtiles, float scale, u32 h, u32 g, u32 pages,
+                                          u32 splits, u32 window) {
+    extern __shared__ __align__(128) char sall[];                               // K [2][64, D], V [2][64, D]
+    constexpr u32 TILE_BYTES = FLASH_TILE * Rows<D>::ROW_BYTES;
+    const u32 sk = shared_address(sall), sv = sk + 2 * TILE_BYTES, warp_slot = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
+    const u32 group = blockIdx.y, split = blockIdx.z, shared = h / g;
+    const u32 row0 = gtiles == nullptr ? blockIdx.x : gtiles[2 * blockIdx.x], rows = gtiles == nullptr ? 1 : gtiles[2 * blockIdx.x + 1];
+    const u32 slots = rows * shared, position0 = gpositions[row0];
+    const u32 first = larger(first_visible(position0, window), split * SPLIT), end = smaller(position0 + rows, (split + 1) * SPLIT);
+    if (first >= end) {
+        return;
+    }
+    const u32* gtable = gtables + static_cast<u64>(gsequences[row0]) * pages;
+    auto head_of = [&](u32 slot) { return static_cast<u64>(row0 + slot / shared) * h + group * shared + slot % shared; };
+    auto copy = [&](u32 tile) {
+        if (tile * FLASH_TILE < end) {
+            auto at = [&](const bf16* g_all) {
+                return [&, g_all](u32 row) {
+                    const u32 key = tile * FLASH_TILE + row;
+                    const bf16* none = nullptr;
+                    return key < first || key >= end ? none : g_all + (static_cast<u64>(gtable[key / PAGE] * PAGE + key % PAGE) * g + group) * D;
+                };
+            };
+            Rows<D>::template gather<FLASH_TILE>(sk + tile % 2 * TILE_BYTES, gk, at(gk));
+            Rows<D>::template gather<FLASH_TILE>(sv + tile % 2 * TILE_BYTES, gv, at(gv));
+        }
+        cp_async_commit();
+    };
+    const u32 tile_first = first / FLASH_TILE, tile_end = (end - 1) / FLASH_TILE + 1;
+    // Q comes through the place of the second tile of keys.
+    const u32 sq = sk + (tile_first + 1) % 2 * TILE_BYTES;
+    Rows<D>::template gather<FLASH_TILE>(sq, gq, [&](u32 slot) {
+        const bf16* none = nullptr;
+        return slot < slots ? gq + head_of(slot) * D : none;
+    });
+    copy(tile_first);
+    cp_async_wait<0>();
+    __syncthreads();  // Q and the first tile are there for all
+    u32 rq[D / 16][4];                                                          // (16, D)
+#pragma unroll
+    for (u32 k = 0; k < D / 16; k++) {
+        Rows<D>::load_a(rq[k], sq, warp_slot, 16 * k);
+    }
+    u32 rfirst[2], rlast[2];                                                    // keys that this lane's two slots see
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        rlast[half] = position0 + smaller(warp_slot + lane / 4 + 8 * half, slots - 1) / shared;
+        rfirst[half] = first_visible(rlast[half], window);
+    }
+    float rout[D / 8][4] = {}, rpeak[2] = {-infinity(), -infinity()}, rsum[2] = {};
+    for (u32 tile = tile_first; tile < tile_end; tile++) {
+        cp_async_wait<0>();
+        __syncthreads();  // the tile is there for all, and all have read the one (or Q) that is overwritten next
+        copy(tile + 1);
+        if (warp_slot >= slots) {
+            continue;
+        }
+        const u32 at = tile % 2 * TILE_BYTES;
+        float rs[FLASH_TILE / 8][4] = {};                                       // (16, 64)
+        multiply_rows<D, FLASH_TILE>(rs, from_registers(rq), sk + at);
+#pragma unroll
+        for (u32 j = 0; j < FLASH_TILE / 8; j++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const u32 key = tile * FLASH_TILE + 8 * j + lane % 4 * 2 + i % 2;
+                rs[j][i] = key < rfirst[i / 2] || key > rlast[i / 2] ? -infinity() : rs[j][i];
+            }
+        }
+        softmax_step<D>(rs, rpeak, rsum, rout, scale * LOG2_E);
+        sum_rows<D, FLASH_TILE>(rout, rs, sv + at);
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 slot = warp_slot + lane / 4 + 8 * half;
+        const float sum = row_sum(rsum[half]);
+        if (slot >= slots || rpeak[half] == -infinity()) {
+            continue;
+        }
+        float* part = gpartial + (head_of(slot) * splits + split) * (D + 2);
+#pragma unroll
+        for (u32 j = 0; j < D / 8; j++) {
+            *reinterpret_cast<float2*>(part + 8 * j + lane % 4 * 2) = make_float2(rout[j][2 * half], rout[j][2 * half + 1]);
+        }
+        if (lane % 4 == 0) {
+            *reinterpret_cast<float2*>(part + D) = make_float2(rpeak[half] * scale, sum);
+        }
+    }
+}
+
 template <typename E>
 __device__ __forceinline__ void combine(E* gout, const float* gpartial, const u32* gpositions, u32 n, u32 h, u32 d, u32 splits, u32 window) {
     const u64 item = blockIdx.x * 8ull + threadIdx.x / WARP;
@@ -212,6 +310,22 @@ extern "C" __global__ void __launch_bounds__(128, 8) paged_attention_fwd_split_k
 
 extern "C" __global__ void __launch_bounds__(128, 8) paged_attention_fwd_split_keys_bf16(float* partial, const bf16* q, const bf16* k, const bf16* v, const u32* sequences, const u32* positions, const u32* tables, float scale, u32 h, u32 g, u32 d, u32 pages, u32 splits, u32 window) {
     split_keys(partial, q, k, v, sequences, positions, tables, scale, h, g, d, pages, splits, window);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4) paged_attention_fwd_tile_keys_d32_bf16(float* partial, const bf16* q, const bf16* k, const bf16* v, const u32* sequences, const u32* positions, const u32* tables, const u32* tiles, float scale, u32 h, u32 g, u32 pages, u32 splits, u32 window) {
+    tile_keys<32>(partial, q, k, v, sequences, positions, tables, tiles, scale, h, g, pages, splits, window);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 3) paged_attention_fwd_tile_keys_d64_bf16(float* partial, const bf16* q, const bf16* k, const bf16* v, const u32* sequences, const u32* positions, const u32* tables, const u32* tiles, float scale, u32 h, u32 g, u32 pages, u32 splits, u32 window) {
+    tile_keys<64>(partial, q, k, v, sequences, positions, tables, tiles, scale, h, g, pages, splits, window);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2) paged_attention_fwd_tile_keys_d96_bf16(float* partial, const bf16* q, const bf16* k, const bf16* v, const u32* sequences, const u32* positions, const u32* tables, const u32* tiles, float scale, u32 h, u32 g, u32 pages, u32 splits, u32 window) {
+    tile_keys<96>(partial, q, k, v, sequences, positions, tables, tiles, scale, h, g, pages, splits, window);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2) paged_attention_fwd_tile_keys_d128_bf16(float* partial, const bf16* q, const bf16* k, const bf16* v, const u32* sequences, const u32* positions, const u32* tables, const u32* tiles, float scale, u32 h, u32 g, u32 pages, u32 splits, u32 window) {
+    tile_keys<128>(partial, q, k, v, sequences, positions, tables, tiles, scale, h, g, pages, splits, window);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) paged_attention_fwd_combine_f32(float* out, const float* partial, const u32* positions, u32 n, u32 h, u32 d, u32 splits, u32 window) {

@@ -49,6 +49,17 @@ struct Rows {
         }
     }
 
+    // The same of rows that lie anywhere: `row_at(row)`, or zeros where that is null. `any` can be read.
+    template <u32 COUNT, typename F>
+    static __device__ __forceinline__ void gather(u32 s, const bf16* any, F row_at) {
+#pragma unroll
+        for (u32 step = 0; step < COUNT * CHUNKS / FLASH_THREADS; step++) {
+            const u32 index = step * FLASH_THREADS + threadIdx.x, row = index / CHUNKS, chunk = index % CHUNKS;
+            const bf16* from = row_at(row);
+            cp_async<16>(s + offset(row, chunk), from != nullptr ? from + chunk * 8 : any, from != nullptr ? 16 : 0);
+        }
+    }
+
     // A of one mma: rows m .. m + 16, columns k .. k + 16.
     static __device__ __forceinline__ void load_a(u32 (&r)[4], u32 s, u32 m, u32 k) {
         const u32 lane = threadIdx.x % WARP, row = lane % 8, matrix = lane / 8;
@@ -90,6 +101,17 @@ struct Rows {
         }
     }
 };
+
+// The A operand of multiply_rows from registers.
+template <u32 N>
+__device__ __forceinline__ auto from_registers(const u32 (&r)[N][4]) {
+    return [&r](u32 (&ra)[4], u32 k) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            ra[i] = r[k][i];
+        }
+    };
+}
 
 // racc [16, N] += A [16, D] (N rows of D at s)^T; `load_a(r, k)` gives columns 16 k and on of A.
 template <u32 D, u32 N, typename A>

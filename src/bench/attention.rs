@@ -20,7 +20,11 @@ pub(super) fn rows(size: Size, dtype: DType) -> Vec<Row> {
         _ => (sizes, "flash"),
     };
     let (_, s, heads) = sizes[sizes.len() - 1];
-    let cached = size.of(vec![2], vec![1, 8], vec![1, 16]).into_iter().flat_map(|n| paged_rows(dtype, n, s, heads));
+    let mut cached = size.of(vec![(2, 1)], vec![(1, 1), (8, 1)], vec![(1, 1), (16, 1)]);
+    if dtype == DType::Bf16 {
+        cached.push((1, size.of(8, 256, 1024)));
+    }
+    let cached = cached.into_iter().flat_map(|extents| paged_rows(dtype, extents, s, heads));
     sizes.iter().flat_map(|&(b, t, heads)| both_rows(dtype, mechanism, b, t, heads)).chain(cached).collect()
 }
 
@@ -51,36 +55,39 @@ fn both_rows(dtype: DType, mechanism: &'static str, b: usize, t: usize, heads: H
     ]
 }
 
-/// One query of each of `N` sequences over `S` keys in pages: reads all keys and values.
-fn paged_work(dtype: DType, n: usize, s: usize, heads: Heads) -> [Work; 2] {
+/// The last `T` queries of each of `N` sequences over `S` keys in pages: reads all keys and values.
+fn paged_work(dtype: DType, [n, t, s]: [usize; 3], heads: Heads) -> [Work; 2] {
     let Heads { h, g, d } = heads;
-    let elems = [2 * n * heads.row_elems(), n * (2 * s * g * d + 2 * h * d)];
-    elems.map(|elems| Work { bytes: elems * dtype.size_bytes(), flops: 0, tokens: 0 })
+    let elems = [2 * n * t * heads.row_elems(), n * (2 * s * g * d + 2 * t * h * d)];
+    let flops = [0, 4 * n * h * d * (t * (s - t) + t * (t + 1) / 2)];
+    [0, 1].map(|i| Work { bytes: elems[i] * dtype.size_bytes(), flops: flops[i], tokens: 0 })
 }
 
-/// What a step of decoding does beside its products: keys and values to their pages, attention over them.
-fn paged_rows(dtype: DType, n: usize, s: usize, heads: Heads) -> [Row; 2] {
+/// What a step of decoding, or a piece of a prompt, does beside its products: keys and values to their pages, attention over them.
+fn paged_rows(dtype: DType, (n, t): (usize, usize), s: usize, heads: Heads) -> [Row; 2] {
     let Heads { h, g, d } = heads;
-    let extents = [("N", n), ("H", h), ("G", g), ("S", s), ("D", d)];
-    let [writes, reads] = paged_work(dtype, n, s, heads);
+    let extents = [("N", n), ("T", t), ("H", h), ("G", g), ("S", s), ("D", d)];
+    let [writes, reads] = paged_work(dtype, [n, t, s], heads);
+    let reader = if dtype == DType::Bf16 { "tile_keys" } else { "split_keys" };
     let pages = s.div_ceil(PAGE_TOKENS);
     // Pages of the sequences lie in turns, as they do when sequences grow beside each other.
     let table = move |sequence: usize| (0..pages).map(|page| (page * n + sequence) as u32).collect::<Vec<u32>>();
     let placed = move |arena: &Arena| {
         let tables: Vec<Vec<u32>> = (0..n).map(table).collect();
-        Placement::new(arena, tables.iter().map(|table| (s - 1, 1, table.as_slice())))
+        Placement::new(arena, tables.iter().map(|table| (s - t, t, table.as_slice())), h / g)
     };
     let pool = move |stage: &Stage| stage.normals([n * pages * PAGE_TOKENS, g * d], dtype);
     [
         Row::new(["paged_attention", "fwd", "write_rows"], dtype, &extents, writes, move |stage| {
             let (qkv, arena, placement) =
-                (stage.normals([n, heads.row_elems()], dtype), stage.arena.clone(), placed(&stage.arena));
+                (stage.normals([n * t, heads.row_elems()], dtype), stage.arena.clone(), placed(&stage.arena));
             let mut pools = [(); 2].map(|()| pool(stage));
             let table = Table::new(s, &frequencies(d, 1e4, None), dtype.accumulator()).to(arena.device());
             Box::new(move || vec![write(&arena, &qkv, heads, &placement, &table, None, pools.each_mut())])
         }),
-        Row::new(["paged_attention", "fwd", "split_keys"], dtype, &extents, reads, move |stage| {
-            let (q, arena, placement) = (stage.normals([n, h * d], dtype), stage.arena.clone(), placed(&stage.arena));
+        Row::new(["paged_attention", "fwd", reader], dtype, &extents, reads, move |stage| {
+            let (q, arena, placement) =
+                (stage.normals([n * t, h * d], dtype), stage.arena.clone(), placed(&stage.arena));
             let [k, v] = [(); 2].map(|()| pool(stage));
             Box::new(move || vec![attend(&arena, &q, [&k, &v], heads, &placement, None)])
         }),

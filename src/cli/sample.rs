@@ -341,7 +341,7 @@ impl Task<'_> {
             sequence: number,
             from,
             hold: memory.is_some(),
-            ..Submission::new(self.prompt.to_vec(), *max_tokens, self.sampler.clone(), self.eos.to_vec())
+            ..Submission::new(self.prompt.to_vec(), *max_tokens, self.sampler, self.eos.to_vec())
         })
     }
 

@@ -11,6 +11,8 @@ use crate::tensor::{Arena, DType, Tensor};
 
 /// Pages of keys and values, for every attention layer the same ones. Who owns which is not its business.
 pub struct KvPool {
+    /// Query heads that read a key head.
+    shared: usize,
     /// Of each attention layer keys, rotated, and values: `[pages PAGE_TOKENS, G D]`.
     layers: Vec<Option<[Tensor; 2]>>,
 }
@@ -20,7 +22,7 @@ impl KvPool {
     pub fn new(device: Device, config: &ModelConfig, pages: usize, dtype: DType) -> KvPool {
         let shape = [pages * PAGE_TOKENS, config.kv_heads * config.head_dim];
         let layer = |layer| (!config.is_kda(layer)).then(|| [(); 2].map(|()| Tensor::owned_on(device, shape, dtype)));
-        KvPool { layers: (0..config.layers).map(layer).collect() }
+        KvPool { shared: config.heads / config.kv_heads, layers: (0..config.layers).map(layer).collect() }
     }
 
     /// Keys and values of an attention layer.
@@ -174,7 +176,7 @@ impl<'a> Cached<'a> {
     /// If there is no token, or a sequence has too few pages.
     pub fn new(arena: &Arena, pieces: Vec<Piece<'a>>, pool: &'a mut KvPool) -> Cached<'a> {
         let placed = pieces.iter().map(|piece| (piece.start, piece.tokens.len(), piece.pages));
-        let placement = Placement::new(arena, placed);
+        let placement = Placement::new(arena, placed, pool.shared);
         let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens).copied().collect();
         let ids = Tensor::from_slice(arena, [tokens.len()], &tokens);
         Cached { pieces, pool, placement, ids }

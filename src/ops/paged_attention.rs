@@ -7,13 +7,15 @@
 //!
 //! The order of every sum follows from the position alone: keys come in blocks that are counted from the beginning of the sequence, on a
 //! GPU in parts of [`SPLIT_KEYS`] whose results are added up one after the other. So a row has the same bits whatever else is in the pass,
-//! however its sequence came in pieces, and wherever its pages lie.
+//! however its sequence came in pieces, and wherever its pages lie. In bf16 and usual widths rows and heads that read the same keys meet
+//! them on tensor cores, as slots of a product that do not see each other.
+
+mod gpu;
 
 use super::rmsnorm::norm_row;
 use super::rope::{Heads, QkNorm, Table, rotate_head};
 use crate::device::Device;
 use crate::device::cpu::{SharedMut, grain_rows, max_of, simd, sum_zip};
-use crate::device::gpu::Gpu;
 use crate::device::launch::{Grid, Ptr, by_dtype};
 use crate::tensor::{Arena, DType, Elem, Float, Tensor};
 use half::bf16;
@@ -29,6 +31,8 @@ const SPLIT_KEYS: usize = 256;
 /// Most query heads that read one key head, and columns of a head, in the kernels: queries and scores of a part lie in shared memory.
 const GROUP_MAX: usize = 16;
 const HEAD_COLS: usize = 256;
+/// Query heads in rows of a block on tensor cores.
+const TILE_SLOTS: usize = 64;
 /// Rows and heads of a block of the writing and of the combining kernel: a warp each.
 const BLOCK_WARPS: usize = 8;
 /// Below so many multiply-adds one thread is done before another has woken.
@@ -73,14 +77,21 @@ pub struct Placement {
     last: usize,
     /// Keys that all rows see together, without a window.
     seen: usize,
+    /// `[T, 2]` u32: the first row of a block of rows of one sequence that follow each other, and how many; none where each row is one.
+    tiles: Option<Tensor>,
 }
 
 impl Placement {
-    /// Of pieces behind each other: the position of the first token, tokens, and the pages of the sequence.
+    /// Of pieces behind each other: the position of the first token, tokens, and the pages of the sequence. `shared` query heads read a key
+    /// head.
     ///
     /// # Panics
     /// If there is no token, or a sequence has too few pages.
-    pub fn new<'a>(arena: &Arena, pieces: impl IntoIterator<Item = (usize, usize, &'a [u32])>) -> Placement {
+    pub fn new<'a>(
+        arena: &Arena,
+        pieces: impl IntoIterator<Item = (usize, usize, &'a [u32])>,
+        shared: usize,
+    ) -> Placement {
         let pieces: Vec<(usize, usize, &[u32])> = pieces.into_iter().collect();
         let [mut sequences, mut positions, mut slots] = [(); 3].map(|()| Vec::new());
         let pages = pieces.iter().map(|(start, t, _)| (start + t).div_ceil(PAGE_TOKENS)).max().unwrap_or(0);
@@ -96,6 +107,15 @@ impl Placement {
                 slots.push(slot(table, position));
             }
         }
+        let tiles = (arena.device().is_gpu() && pieces.iter().any(|(_, t, _)| *t > 1)).then(|| {
+            let (most, mut tiles, mut row) = ((TILE_SLOTS / shared).max(1), Vec::new(), 0);
+            for (_, t, _) in &pieces {
+                tiles
+                    .extend((0..*t).step_by(most).flat_map(|first| [(row + first) as u32, most.min(t - first) as u32]));
+                row += t;
+            }
+            Tensor::from_slice(arena, [tiles.len() / 2, 2], &tiles)
+        });
         let last = *positions.iter().max().expect("a token") as usize;
         let seen = positions.iter().map(|&position| position as usize + 1).sum();
         let ids = |values: &[u32]| Tensor::from_slice(arena, [values.len()], values);
@@ -106,6 +126,7 @@ impl Placement {
             tables: Tensor::from_slice(arena, [pieces.len(), pages], &tables),
             last,
             seen,
+            tiles,
         }
     }
 
@@ -113,7 +134,7 @@ impl Placement {
     /// What they hold may change from pass to pass.
     pub fn of_rows([sequences, positions, slots]: [Tensor; 3], tables: Tensor, last: usize) -> Placement {
         let seen = (last + 1) * positions.elems();
-        Placement { sequences, positions, slots, tables, last, seen }
+        Placement { sequences, positions, slots, tables, last, seen, tiles: None }
     }
 
     /// The largest position that passes with the kernels of `last` take: those of whole parts, twice as many from one to the next.
@@ -260,7 +281,7 @@ pub fn attend(
     let ([n, row], Heads { h, g, d }) = (q.shape().rows_cols(), heads);
     assert!(row == h * d && h % g == 0 && n == placement.rows(), "{n} rows of {row} for {heads:?}");
     if let Device::Gpu(gpu) = q.device() {
-        return launch_attend(gpu, arena, q, [k, v], heads, placement, window);
+        return gpu::attend(gpu, arena, q, [k, v], heads, placement, window);
     }
     let mut out = Tensor::uninit(arena, [n, h * d], q.dtype());
     for_types!(q.dtype(), k.dtype(), E, P => {
@@ -459,71 +480,6 @@ fn add_values<const SHARED: usize, const KEYS: usize, F: Float, P: Elem<Acc = F>
             }
         }
     }
-}
-
-/// Parts of the keys by themselves, then their sums.
-fn launch_attend(
-    gpu: &Gpu,
-    arena: &Arena,
-    q: &Tensor,
-    [k, v]: [&Tensor; 2],
-    heads: Heads,
-    placement: &Placement,
-    window: Option<usize>,
-) -> Tensor {
-    let (Heads { h, g, d }, n, dtype) = (heads, placement.rows(), q.dtype());
-    let shared = h / g;
-    assert!(k.dtype() == dtype && v.dtype() == dtype, "queries of {dtype} over a pool of {}", k.dtype());
-    assert!(
-        shared <= GROUP_MAX && d <= HEAD_COLS,
-        "{shared} heads of {d} to a key; at most {GROUP_MAX} of {HEAD_COLS}"
-    );
-    let splits = placement.last / SPLIT_KEYS + 1;
-    let [_, pages] = placement.tables.dims();
-    let window = window.unwrap_or(0);
-    let mut out = Tensor::uninit(arena, [n, h * d], dtype);
-    // Of each row, head and part: the sum of values, the largest score, the sum of weights.
-    let mut partial = Tensor::uninit(arena, [n * h * splits, d + 2], DType::F32);
-    let grid = Grid { blocks: [n, g, splits], smem_bytes: shared * (d + SPLIT_KEYS) * size_of::<f32>() };
-    by_dtype!(
-        dtype,
-        paged_attention_fwd_split_keys_f32 | paged_attention_fwd_split_keys_bf16,
-        (
-            gpu,
-            grid,
-            partial.ptr_mut(),
-            q.ptr(),
-            k.ptr(),
-            v.ptr(),
-            placement.sequences.ptr(),
-            placement.positions.ptr(),
-            placement.tables.ptr(),
-            (1.0 / (d as f64).sqrt()) as f32,
-            h,
-            g,
-            d,
-            pages,
-            splits,
-            window
-        )
-    );
-    by_dtype!(
-        dtype,
-        paged_attention_fwd_combine_f32 | paged_attention_fwd_combine_bf16,
-        (
-            gpu,
-            Grid::over(n * h, BLOCK_WARPS),
-            out.ptr_mut(),
-            partial.ptr(),
-            placement.positions.ptr(),
-            n,
-            h,
-            d,
-            splits,
-            window
-        )
-    );
-    out
 }
 
 /// [`attend`] in plain loops, all rows of one sequence from its beginning: `q [N, H D]`, `k`, `v [N, G D]` -> `[N, H D]`.

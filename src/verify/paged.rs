@@ -34,6 +34,10 @@ pub const PAGED: &[PagedCase] = &[
         pieces: &[(299, 1), (0, 20), (250, 13)],
     },
     PagedCase { heads: Heads { h: 10, g: 1, d: 6 }, window: Some(40), qk_norm: false, pieces: &[(141, 3), (256, 1)] },
+    // Tiles on tensor cores of each width: whole ones, parts, one row of many heads, windows that begin inside a tile and a part.
+    PagedCase { heads: Heads { h: 3, g: 1, d: 32 }, window: Some(100), qk_norm: true, pieces: &[(330, 25), (0, 3)] },
+    PagedCase { heads: Heads { h: 2, g: 2, d: 96 }, window: None, qk_norm: false, pieces: &[(190, 70), (40, 1)] },
+    PagedCase { heads: Heads { h: 16, g: 1, d: 128 }, window: Some(7), qk_norm: true, pieces: &[(255, 6), (0, 1)] },
     PagedCase {
         heads: Heads { h: 3, g: 3, d: 160 },
         window: Some(300),
@@ -92,7 +96,7 @@ impl Setup<'_> {
     fn pass(&mut self, pieces: &[(usize, usize, usize)]) -> [Tensor; 2] {
         let (heads, row) = (self.case.heads, self.case.heads.row_elems());
         let placed = pieces.iter().map(|&(sequence, start, t)| (start, t, self.pages[sequence].as_slice()));
-        let placement = Placement::new(self.arena, placed);
+        let placement = Placement::new(self.arena, placed, self.case.heads.h / self.case.heads.g);
         let packed =
             pieces.iter().flat_map(|&(sequence, start, t)| self.rows[sequence].view(start * row, [t, row]).to_f64());
         let packed: Vec<f64> = packed.collect();
@@ -182,7 +186,9 @@ pub fn paged_case(arena: &Arena, dtypes: [DType; 2], case: &PagedCase) -> Cases 
         let queries = [vec![0.0; start * h * d], q.to_vec()].concat();
         let want = crate::ops::paged_attention::reference(&queries, [&keys, &values], case.heads, case.window);
         let largest = values.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-        let sums = (start + t + d) as f64 * unit(dtype.accumulator()) * largest * 4.0;
+        // On tensor cores weights are rounded to bf16, each by half a unit.
+        let rounding = if dtype == DType::Bf16 { unit(dtype) * largest } else { 0.0 };
+        let sums = (start + t + d) as f64 * unit(dtype.accumulator()) * largest * 4.0 + rounding;
         let got = &out.1[first * h * d..(first + t) * h * d];
         near(&format!("{what}, outputs"), got, &want[start * h * d..], 2.0 * unit(dtype), sums)?;
         first += t;

@@ -70,10 +70,13 @@ fn rows_launch_the_kernels_of_their_names_and_are_counted() {
     let untimed =
         |name: &str| ["fill_", "clip_fwd_losses", "embedding_packed"].iter().any(|stem| name.starts_with(stem));
     // Twins of what is chosen in bf16.
-    let twin = |name: &str| name.contains("attention_naive") || name == "gemm_naive_tiled_bf16";
+    let twin = |name: &str| {
+        let names = ["attention_naive", "gemm_naive_tiled_bf16", "paged_attention_fwd_split_keys_bf16"];
+        names.iter().any(|twin| name.contains(twin))
+    };
     // Widths that no row has, and narrow products into f32, of which a step has some.
     let other = |name: &str| {
-        name.starts_with("attention_flash") && !name.contains("_d64_")
+        (name.starts_with("attention_flash") || name.contains("tile_keys")) && !name.contains("_d64_")
             || name.starts_with("rope_bwd_wide")
             || name.contains("_to_f32")
             || name == "gemm_split_sum_f32"

@@ -242,10 +242,14 @@ fn inference_scenario(kernel: &str, arena: &Arena, dtype: DType) -> Vec<u8> {
         return format!("{drawn:?}").into_bytes();
     }
     // Six heads to a key, more than a block has warps and than share a value; a part of the keys that is full, and one that is not.
-    let (heads, n, pages) = (Heads { h: 6, g: 1, d: 8 }, 300, (0..19).rev().collect::<Vec<u32>>());
-    let placement = Placement::new(arena, [(n - 1, 1, pages.as_slice())]);
-    let [k, v] = [(); 2].map(|()| at(arena, dtype, &[pages.len() * PAGE_TOKENS, 8]));
-    paged_attention::attend(arena, &at(arena, dtype, &[1, 48]), [&k, &v], heads, &placement, None).to_bytes()
+    let (d, t) = match kernel.split_once("tile_keys_d") {
+        Some((_, rest)) => (rest.trim_end_matches("_bf16").parse().expect("a width"), 7),
+        None => (8, 1),
+    };
+    let (heads, n, pages) = (Heads { h: 6, g: 1, d }, 300, (0..19).rev().collect::<Vec<u32>>());
+    let placement = Placement::new(arena, [(n - t, t, pages.as_slice())], 6);
+    let [k, v] = [(); 2].map(|()| at(arena, dtype, &[pages.len() * PAGE_TOKENS, d]));
+    paged_attention::attend(arena, &at(arena, dtype, &[t, 6 * d]), [&k, &v], heads, &placement, None).to_bytes()
 }
 
 /// [`scenario`] of the ops of a carried state.

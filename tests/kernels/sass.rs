@@ -4,13 +4,20 @@ use nanochat_gpu::device::modules::{KERNELS, MODULES};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Files whose kernels multiply on tensor cores, and the kernels among them that only add.
-const TENSOR_CORES: &[&str] = &["attention_flash", "gemm_mma", "gemm_mma_narrow", "gemm_packed", "gemm_rows", "mlp"];
+/// Files whose kernels multiply on tensor cores.
+const TENSOR_CORES: &[&str] =
+    &["attention_flash", "gemm_mma", "gemm_mma_narrow", "gemm_packed", "gemm_rows", "mlp", "paged_attention"];
 /// Of these the files that read operands as they lie in global memory.
 const WITHOUT_SHARED: &[&str] = &["gemm_packed", "gemm_rows"];
 /// Files that multiply by whole warpgroups instead, out of shared memory.
 const WARPGROUPS: &[&str] = &["gemm_wgmma"];
-const PLAIN: &[&str] = &["attention_flash_bwd_delta_rows_bf16"];
+/// How the names of kernels among them begin that multiply elsewhere or not at all.
+const PLAIN: &[&str] = &[
+    "attention_flash_bwd_delta_rows_bf16",
+    "paged_attention_fwd_write_rows",
+    "paged_attention_fwd_split_keys",
+    "paged_attention_fwd_combine",
+];
 
 /// The disassembler beside the compiler, in the order in which the build looks for that.
 fn disassembler() -> PathBuf {
@@ -40,7 +47,8 @@ fn tensor_cores_where_they_are_meant() {
         for kernel in KERNELS.iter().filter(|kernel| kernel.stem == module.stem) {
             let function = functions.iter().find(|(name, _)| name == kernel.name);
             let (_, text) = function.unwrap_or_else(|| panic!("{} is not in its cubin", kernel.name));
-            let meant = TENSOR_CORES.contains(&kernel.stem) && !PLAIN.contains(&kernel.name);
+            let meant =
+                TENSOR_CORES.contains(&kernel.stem) && !PLAIN.iter().any(|start| kernel.name.starts_with(start));
             let count = text.matches(" HMMA.16816.F32.BF16").count();
             let of_warpgroups = text.matches(" HGMMA.64x256x16.F32.BF16").count();
             assert!(text.contains("EXIT"), "{}: no code", kernel.name);
