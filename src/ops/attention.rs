@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::device::cpu::{Mat, SharedMut, Threads, WriteMode, dot, matmul_into, max_of, simd};
 use crate::for_float;
 use crate::tensor::{Arena, Float, Tensor};
-pub use gpu::flash_smem_bytes;
+pub use gpu::{flash_smem_bytes, flash_width};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -44,6 +44,7 @@ fn dynamic_bytes(kernel: &Kernel) -> u32 {
     let width = kernel.name.split("_d").nth(1).and_then(|rest| rest.split('_').next()?.parse().ok());
     match (kernel.stem, width) {
         ("attention_flash", Some(d)) => flash_smem_bytes(d)[usize::from(kernel.name.contains("key_tiles"))] as u32,
+        ("paged_attention", Some(d)) => flash_smem_bytes(d)[0] as u32,
         ("delta_rule", _) if kernel.name.contains("key_channels") => KEY_CHANNELS_SMEM_BYTES as u32,
         ("gemm_wgmma", _) => WGMMA_SMEM_BYTES as u32,
         _ => 0,

@@ -41,7 +41,7 @@ pub fn flash_smem_bytes(d: usize) -> [usize; 2] {
 }
 
 /// The head width of the flash kernels where they serve: bf16 rows that start at multiples of 16 bytes.
-fn flash_width(d: usize, stride: usize, tensors: &[&Tensor]) -> Option<usize> {
+pub fn flash_width(d: usize, stride: usize, tensors: &[&Tensor]) -> Option<usize> {
     let fits = |x: &&Tensor| x.dtype() == DType::Bf16 && x.ptr::<bf16>().is_aligned(16);
     let serves = [32, 64, 96, 128].contains(&d) && stride.is_multiple_of(8) && tensors.iter().all(fits);
     serves.then_some(d)

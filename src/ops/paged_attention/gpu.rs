@@ -1,11 +1,11 @@
 //! The launches of attention over pages.
 
-use super::{BLOCK_WARPS, GROUP_MAX, HEAD_COLS, Placement, SPLIT_KEYS, TILE_SLOTS};
+use super::{BLOCK_WARPS, GROUP_MAX, HEAD_COLS, Placement, SPLIT_KEYS};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{self, Grid, Ptr, by_dtype};
+use crate::ops::attention::{flash_smem_bytes, flash_width};
 use crate::ops::rope::Heads;
 use crate::tensor::{Arena, DType, Tensor};
-use half::bf16;
 
 /// Parts of the keys by themselves, then their sums.
 pub(super) fn attend(
@@ -33,7 +33,7 @@ pub(super) fn attend(
     let scale = (1.0 / (d as f64).sqrt()) as f32;
     let Placement { sequences, positions, tables, tiles, .. } = placement;
     let blocks = tiles.as_ref().map_or(n, |tiles| tiles.dims::<2>()[0]);
-    let grid = Grid { blocks: [blocks, g, splits], smem_bytes: 4 * TILE_SLOTS * d * size_of::<bf16>() };
+    let grid = Grid { blocks: [blocks, g, splits], smem_bytes: flash_smem_bytes(d)[0] };
     macro_rules! tile_keys {
         ($kernel:ident) => {
             launch::$kernel(
@@ -56,12 +56,12 @@ pub(super) fn attend(
             )
         };
     }
-    match (dtype, d) {
-        (DType::Bf16, 32) => tile_keys!(paged_attention_fwd_tile_keys_d32_bf16),
-        (DType::Bf16, 64) => tile_keys!(paged_attention_fwd_tile_keys_d64_bf16),
-        (DType::Bf16, 96) => tile_keys!(paged_attention_fwd_tile_keys_d96_bf16),
-        (DType::Bf16, 128) => tile_keys!(paged_attention_fwd_tile_keys_d128_bf16),
-        _ => by_dtype!(
+    match flash_width(d, g * d, &[q, k, v]) {
+        Some(32) => tile_keys!(paged_attention_fwd_tile_keys_d32_bf16),
+        Some(64) => tile_keys!(paged_attention_fwd_tile_keys_d64_bf16),
+        Some(96) => tile_keys!(paged_attention_fwd_tile_keys_d96_bf16),
+        Some(_) => tile_keys!(paged_attention_fwd_tile_keys_d128_bf16),
+        None => by_dtype!(
             dtype,
             paged_attention_fwd_split_keys_f32 | paged_attention_fwd_split_keys_bf16,
             (
