@@ -4,7 +4,7 @@ use super::output::{note, print};
 use super::train::{human_time, set_threads, train_tokenizer};
 use crate::model::parts::TABLES;
 use crate::tokenizer::Tokenizer;
-use crate::train::ablation::{Ablation, arms};
+use crate::train::ablation::{Ablation, Arm, PLAIN, arms};
 use crate::train::config::{Layers, RunConfig};
 use crate::user_bail;
 use clap::Args;
@@ -38,7 +38,7 @@ pub struct AblateCommand {
     /// Parts, separated by commas; all without it
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     parts: Vec<String>,
-    /// Only arms whose name contains this, and the plain one; may be given several times
+    /// Only arms whose name contains this, and those that they are held against; may be given several times
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Folder with a tokenizer.json; without it one is trained on the data
@@ -121,11 +121,13 @@ fn prepare(command: &AblateCommand) -> anyhow::Result<Ablation> {
     };
     let mut arms = arms(&parts)?;
     if !command.only.is_empty() {
-        let is_wanted = |name: &str| name == "plain" || command.only.iter().any(|text| name.contains(&text[..]));
-        arms.retain(|arm| is_wanted(&arm.name));
-        if arms.len() < 2 {
+        let is_wanted = |arm: &Arm| command.only.iter().any(|text| arm.name.contains(&text[..]));
+        let beside: Vec<&str> = arms.iter().filter(|arm| is_wanted(arm)).map(|arm| arm.against).collect();
+        if beside.is_empty() {
             user_bail!("no arm's name contains {}", command.only.join(" or "));
         }
+        // The plain one for the noise, whatever else.
+        arms.retain(|arm| is_wanted(arm) || arm.name == PLAIN || beside.contains(&&arm.name[..]));
     }
     let mut layers = Layers::default();
     // The packing that memories need is every arm's.

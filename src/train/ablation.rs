@@ -47,8 +47,9 @@ impl Arm {
     }
 }
 
-/// The names of the first arm, and of the one with all parts.
-const PLAIN: &str = "plain";
+/// The name of the first arm.
+pub const PLAIN: &str = "plain";
+/// The name of the one with all parts.
 const ALL: &str = "all";
 
 /// All arms over these parts.

@@ -59,6 +59,12 @@ fn all_arms_run_once_and_are_compared() {
 
     let only = object(&format!("{LINE} --only probe --json"));
     assert_eq!(only["rows"].as_array().unwrap().len(), 2);
+    // What an arm is held against is there too.
+    let only = object(&format!("{LINE} --only psyche --json"));
+    let rows = only["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["arm"].as_str().unwrap()).collect();
+    assert_eq!(names, ["plain", "psyche", "psyche, static weights", "all", "all but psyche"]);
+    assert!(rows.iter().all(|row| row["difference"]["mean"].is_number()), "{only}");
     refused(folder, &LINE.replace("--steps 3", "--steps 4"), &["another configuration", "--out"]);
     refused(folder, &LINE.replace("psyche,hypercube", "psyche,ego"), &["no part named ego", "psyche, concept"]);
     refused(folder, &format!("{LINE} --only nothing"), &["no arm", "nothing"]);
