@@ -21,7 +21,7 @@ impl KvPool {
     /// `pages` pages on `device` whose elements are stored as `dtype`. On the CPU, memory is taken as pages are written.
     pub fn new(device: Device, config: &ModelConfig, pages: usize, dtype: DType) -> KvPool {
         let shape = [pages * PAGE_TOKENS, config.kv_heads * config.head_dim];
-        let layer = |layer| (!config.is_kda(layer)).then(|| [(); 2].map(|()| Tensor::owned_on(device, shape, dtype)));
+        let layer = |layer| (!config.is_kda(layer)).then(|| [(); 2].map(|()| Tensor::sparse_on(device, shape, dtype)));
         KvPool { shared: config.heads / config.kv_heads, layers: (0..config.layers).map(layer).collect() }
     }
 

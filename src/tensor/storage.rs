@@ -73,14 +73,16 @@ impl Drop for Owned {
 }
 
 impl Storage {
+    /// Memory of the processor that is `sparse` is taken in small pages as they are written: of what is large and mostly never written.
+    ///
     /// # Panics
     /// When the system has no memory left. A GPU tells it at its next synchronisation.
-    pub(super) fn owned(device: Device, bytes: usize) -> Storage {
+    pub(super) fn owned(device: Device, bytes: usize, sparse: bool) -> Storage {
         let owned = match device {
             Device::Cpu => {
                 let map = memmap2::MmapOptions::new().len(bytes.max(1)).map_anon().expect("the system grants memory");
                 #[cfg(target_os = "linux")]
-                let _ = map.advise(memmap2::Advice::HugePage);
+                let _ = map.advise(if sparse { memmap2::Advice::NoHugePage } else { memmap2::Advice::HugePage });
                 Owned::Host(map.into())
             }
             Device::Gpu(gpu) => {

@@ -42,7 +42,14 @@ impl Tensor {
     /// A long-lived tensor of zeros in memory of its own. Too little memory on a GPU is told at its next synchronisation.
     pub fn owned_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
-        let storage = Storage::owned(device, shape.elems() * dtype.size_bytes());
+        let storage = Storage::owned(device, shape.elems() * dtype.size_bytes(), false);
+        Tensor { shape, dtype, storage, offset_bytes: 0 }
+    }
+
+    /// As [`Tensor::owned_on`], of which little may ever be written: on the processor only that takes memory.
+    pub fn sparse_on(device: Device, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        let shape = shape.into();
+        let storage = Storage::owned(device, shape.elems() * dtype.size_bytes(), true);
         Tensor { shape, dtype, storage, offset_bytes: 0 }
     }
 
