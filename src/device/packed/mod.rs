@@ -214,17 +214,29 @@ pub enum Kernels {
 impl Kernels {
     /// All that this machine can run, the best last.
     pub fn available() -> Vec<Kernels> {
-        #[allow(unused_mut)]
-        let mut kernels = vec![Kernels::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            kernels.push(Kernels::Avx2);
-            let has_512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-            if has_512 && is_x86_feature_detected!("avx512vnni") {
-                kernels.push(Kernels::Avx512);
-            }
+        let all = [Kernels::Scalar, Kernels::Avx2, Kernels::Avx512];
+        all.into_iter().filter(|kernels| kernels.run_here()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn run_here(self) -> bool {
+        let has_256 =
+            || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let has_512 = || {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni")
+        };
+        match self {
+            Kernels::Scalar => true,
+            Kernels::Avx2 => has_256(),
+            Kernels::Avx512 => has_256() && has_512(),
         }
-        kernels
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn run_here(self) -> bool {
+        self == Kernels::Scalar
     }
 
     /// Panels that are multiplied together where there are as many.
