@@ -37,8 +37,6 @@ constexpr u32 LANE_COLUMNS = 8, THREAD_COLUMNS = 2;
 // Query heads that share the loads of a key or a value.
 constexpr u32 TILE = 4;
 
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-
 __device__ __forceinline__ u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 __device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 
@@ -136,7 +134,7 @@ __device__ __forceinline__ void split_keys(float* gpartial, const E* gq, const E
     __syncthreads();  // all scores are there
     for (u32 head = warp; head < shared; head += WARPS) {
         float* score = sscore + head * SPLIT;
-        float peak = minus_infinity(), sum = 0.0f;
+        float peak = -infinity(), sum = 0.0f;
         for (u32 i = lane; i < count; i += WARP) {
             peak = fmaxf(peak, score[i]);
         }
@@ -280,7 +278,7 @@ __device__ __forceinline__ void combine(E* gout, const float* gpartial, const u3
     }
     const u32 position = gpositions[item / h], first = first_visible(position, window) / SPLIT, last = position / SPLIT;
     const float* part = gpartial + item * splits * (d + 2);
-    float peak = minus_infinity(), sum = 0.0f;
+    float peak = -infinity(), sum = 0.0f;
     for (u32 split = first; split <= last; split++) {
         peak = fmaxf(peak, part[split * (d + 2) + d]);
     }

@@ -246,9 +246,7 @@ impl Chat<'_> {
             self.engine.forget(held);
         }
         if let Some(file) = &self.command.memory {
-            let mut state = self.engine.empty_state();
-            memory_file::load(file, self.engine.model(), self.engine.params(), &mut state)?;
-            self.held = Some(self.engine.held_of(state));
+            self.held = Some(memory_file::recall(file, &self.engine)?);
         }
         Ok(())
     }
@@ -256,9 +254,7 @@ impl Chat<'_> {
     /// Writes what the memories hold of the text so far.
     fn keep_memories(&mut self) -> anyhow::Result<()> {
         match (&self.command.memory, &mut self.held) {
-            (Some(file), Some(held)) => {
-                memory_file::save(file, self.engine.model(), self.engine.params(), held.state())
-            }
+            (Some(file), Some(held)) => memory_file::keep(file, &self.engine, held),
             _ => Ok(()),
         }
     }

@@ -330,13 +330,8 @@ impl Task<'_> {
 
     /// Asks for a continuation; with a file of memories, which is of one continuation, from what they hold.
     fn submit(&mut self, number: u64) -> anyhow::Result<RequestId> {
-        let mut from = None;
-        if let Some(file) = &self.command.memory {
-            let mut state = self.engine.empty_state();
-            memory_file::load(file, self.engine.model(), self.engine.params(), &mut state)?;
-            from = Some(self.engine.held_of(state));
-        }
         let SampleCommand { max_tokens, memory, .. } = self.command;
+        let from = memory.as_deref().map(|file| memory_file::recall(file, &self.engine)).transpose()?;
         self.engine.submit(Submission {
             sequence: number,
             from,
@@ -348,9 +343,7 @@ impl Task<'_> {
     /// Writes what the memories hold, where that is wanted.
     fn keep(&mut self, held: Option<Held>) -> anyhow::Result<()> {
         match (&self.command.memory, held) {
-            (Some(file), Some(mut held)) => {
-                memory_file::save(file, self.engine.model(), self.engine.params(), held.state())
-            }
+            (Some(file), Some(mut held)) => memory_file::keep(file, &self.engine, &mut held),
             _ => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 //! segment that is not finished; of a state memory `abacus [1, H, dk, dv]`. Of any `memory.filled [1]`, the tokens of that segment;
 //! `memory.model [8]`, the digest of the matrix that makes keys, and `memory.digest [8]`, that of all the others.
 
+use super::{Engine, Held};
 use crate::device::Device;
 use crate::formats::safetensors::{Named, Reader, write};
 use crate::model::{Gpt, SequenceState};
@@ -48,6 +49,24 @@ fn digest<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Tensor {
         hasher.update(&tensor.to_bytes());
     }
     words(hasher.finalize())
+}
+
+/// What a sequence goes on from that has no token, and the memories that `path` holds.
+///
+/// # Errors
+/// As [`load`].
+pub fn recall(path: &Path, engine: &Engine) -> anyhow::Result<Held> {
+    let mut state = engine.empty_state();
+    load(path, engine.model(), engine.params(), &mut state)?;
+    Ok(engine.held_of(state))
+}
+
+/// Writes what the memories of an ended sequence hold to `path`.
+///
+/// # Errors
+/// As [`save`].
+pub fn keep(path: &Path, engine: &Engine, held: &mut Held) -> anyhow::Result<()> {
+    save(path, engine.model(), engine.params(), held.state())
 }
 
 /// Writes what the memories in `state` hold to `path`.

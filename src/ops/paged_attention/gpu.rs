@@ -33,12 +33,14 @@ pub(super) fn attend(
     let scale = (1.0 / (d as f64).sqrt()) as f32;
     let Placement { sequences, positions, tables, tiles, .. } = placement;
     let blocks = tiles.as_ref().map_or(n, |tiles| tiles.dims::<2>()[0]);
-    let grid = Grid { blocks: [blocks, g, splits], smem_bytes: flash_smem_bytes(d)[0] };
-    macro_rules! tile_keys {
-        ($kernel:ident) => {
+    let of_tiles = Grid { blocks: [blocks, g, splits], smem_bytes: flash_smem_bytes(d)[0] };
+    let of_rows = Grid { blocks: [n, g, splits], smem_bytes: shared * (d + SPLIT_KEYS) * size_of::<f32>() };
+    let tiles = || tiles.as_ref().map_or(Ptr::none(), Tensor::ptr);
+    macro_rules! run {
+        ($kernel:ident, $grid:ident, [$($tiles:expr)?], [$($width:ident)?]) => {
             launch::$kernel(
                 gpu,
-                grid,
+                $grid,
                 partial.ptr_mut(),
                 q.ptr(),
                 k.ptr(),
@@ -46,59 +48,30 @@ pub(super) fn attend(
                 sequences.ptr(),
                 positions.ptr(),
                 tables.ptr(),
-                tiles.as_ref().map_or(Ptr::none(), Tensor::ptr),
+                $($tiles,)?
                 scale,
                 h,
                 g,
+                $($width,)?
                 pages,
                 splits,
                 window,
             )
         };
     }
-    match flash_width(d, g * d, &[q, k, v]) {
-        Some(32) => tile_keys!(paged_attention_fwd_tile_keys_d32_bf16),
-        Some(64) => tile_keys!(paged_attention_fwd_tile_keys_d64_bf16),
-        Some(96) => tile_keys!(paged_attention_fwd_tile_keys_d96_bf16),
-        Some(_) => tile_keys!(paged_attention_fwd_tile_keys_d128_bf16),
-        None => by_dtype!(
-            dtype,
-            paged_attention_fwd_split_keys_f32 | paged_attention_fwd_split_keys_bf16,
-            (
-                gpu,
-                Grid { blocks: [n, g, splits], smem_bytes: shared * (d + SPLIT_KEYS) * size_of::<f32>() },
-                partial.ptr_mut(),
-                q.ptr(),
-                k.ptr(),
-                v.ptr(),
-                sequences.ptr(),
-                positions.ptr(),
-                tables.ptr(),
-                scale,
-                h,
-                g,
-                d,
-                pages,
-                splits,
-                window
-            )
-        ),
+    match (flash_width(d, g * d, &[q, k, v]), dtype) {
+        (Some(32), _) => run!(paged_attention_fwd_tile_keys_d32_bf16, of_tiles, [tiles()], []),
+        (Some(64), _) => run!(paged_attention_fwd_tile_keys_d64_bf16, of_tiles, [tiles()], []),
+        (Some(96), _) => run!(paged_attention_fwd_tile_keys_d96_bf16, of_tiles, [tiles()], []),
+        (Some(_), _) => run!(paged_attention_fwd_tile_keys_d128_bf16, of_tiles, [tiles()], []),
+        (None, DType::F32) => run!(paged_attention_fwd_split_keys_f32, of_rows, [], [d]),
+        (None, DType::Bf16) => run!(paged_attention_fwd_split_keys_bf16, of_rows, [], [d]),
+        (None, other) => panic!("no kernel attends in {other}"),
     }
     by_dtype!(
         dtype,
         paged_attention_fwd_combine_f32 | paged_attention_fwd_combine_bf16,
-        (
-            gpu,
-            Grid::over(n * h, BLOCK_WARPS),
-            out.ptr_mut(),
-            partial.ptr(),
-            placement.positions.ptr(),
-            n,
-            h,
-            d,
-            splits,
-            window
-        )
+        (gpu, Grid::over(n * h, BLOCK_WARPS), out.ptr_mut(), partial.ptr(), positions.ptr(), n, h, d, splits, window)
     );
     out
 }
